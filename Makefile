@@ -1,0 +1,40 @@
+# make setup | quickstart | test
+
+PYTHON ?= python3
+PIP := .venv/bin/python -m pip --disable-pip-version-check
+BUILTIN := builtin:smollm2-135m-instruct
+
+.PHONY: setup quickstart test format clean
+
+setup: .venv/model.stamp
+
+quickstart: setup
+	.venv/bin/tunesmith quickstart
+
+test: setup
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+	.venv/bin/python -m pytest -q
+
+format: .venv/install.stamp
+	.venv/bin/ruff check --fix .
+	.venv/bin/ruff format .
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache build *.egg-info
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "Tunesmith needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1 || echo missing). Another one: make setup PYTHON=python3.12" >&2; exit 2; }
+	@$(PYTHON) -m venv .venv || { \
+	  rm -rf .venv; echo "$(PYTHON) cannot make a virtual environment; on Debian and Ubuntu: sudo apt install python3-venv" >&2; exit 2; }
+
+# The stamps make a second call instant; a changed pyproject or constraints file installs again.
+.venv/install.stamp: pyproject.toml constraints.txt | .venv/bin/python
+	$(PIP) install -c constraints.txt -e '.[test]'
+	@touch $@
+
+.venv/model.stamp: .venv/install.stamp
+	.venv/bin/python -m tunesmith.models.builtin $(BUILTIN)
+	@touch $@
