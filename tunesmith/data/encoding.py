@@ -4,6 +4,8 @@ A guess is only ever shown to the user, never used to load rows: text decoded wi
 error and is unreadable afterwards.
 """
 
+import re
+
 # The commonest characters of running text in each language; a right decoding is full of them, a wrong one is not.
 SIMPLIFIED = "的一是不了在人有我他这中大来上国个到说们为子和你地出道也时年得就那要下以生会自着去之过家学对可里后小么心多天而能好都然没日于起还发成事只作当想看文无开手用主行方又如前所本见经头面公同三已老从动两长很送吃菜味店快"
 TRADITIONAL = "的一是不了在人有我他這中大來上國個到說們為子和你地出道也時年得就那要下以生會自著去之過家學對可裡後小麼心多天而能好都然沒日於起還發成事只作當想看文無開手用主行方又如前所本見經頭面公同三已老從動兩長請與使更"
@@ -33,6 +35,8 @@ def guess(raw: bytes) -> str | None:
         except UnicodeDecodeError:
             continue
         foreign = [character for character in text if ord(character) > 127]
+        if name == "Windows-1252" and len(foreign) > 2 * len(re.findall(r"[^\x00-\x7f]+", text)):
+            continue  # accents stand alone between ASCII letters; long runs are another script
         score = sum(character in common for character in foreign) / max(1, len(foreign))
         if score > best_score:
             best, best_score = name, score

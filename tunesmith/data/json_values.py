@@ -44,7 +44,9 @@ class Decoder:
         self._flaws.clear()
         value, end = self._json.raw_decode(text, start)
         if "\\u" in text[start:end] and _lone_surrogate(value):
-            self._flaws.append("half of a character (a lone surrogate \\ud800-\\udfff): it cannot be written as UTF-8; write the whole character")
+            self._flaws.append(
+                "half of a character (a lone surrogate \\ud800-\\udfff): it cannot be written as UTF-8; write the whole character"
+            )
         return value, end, "; ".join(dict.fromkeys(self._flaws))
 
     def line(self, text: str) -> tuple[Any, str]:
@@ -93,7 +95,9 @@ def values(stream: IO[str], newline: str = "\n") -> Iterator[Value]:
             return
         if following == "":
             if in_array:
-                raise BrokenJSON(reader.line, "the file ends before the array is closed with ]: it was cut short; fetch it again, or close the array")
+                raise BrokenJSON(
+                    reader.line, "the file ends before the array is closed with ]: it was cut short; fetch it again, or close the array"
+                )
             return
         if following == ",":
             if separated or not in_array:
@@ -175,7 +179,9 @@ def explain(error: json.JSONDecodeError, text: str) -> str:
         return where + "something follows the value; one object a line"
     if error.msg.startswith("Unterminated string"):
         return where + "a string is never closed: the text was cut short, or a quote is missing"
-    if "Illegal trailing comma" in error.msg or (error.msg.startswith("Expecting property name") and error.doc[: error.pos].rstrip().endswith(",")):
+    if "Illegal trailing comma" in error.msg or (
+        error.msg.startswith("Expecting property name") and error.doc[: error.pos].rstrip().endswith(",")
+    ):
         return where + "a comma before the closing bracket; take it out"
     if error.msg.startswith("Expecting property name") and error.doc[error.pos : error.pos + 1] == "'":
         return where + "a name in single quotes; JSON takes double quotes"

@@ -6,6 +6,7 @@ cannot be read, or not past a line, raises `Unreadable`.
 """
 
 import csv
+import itertools
 import json
 import re
 from collections.abc import Iterable, Iterator
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tunesmith.data.fields import describe
 from tunesmith.data.json_values import BrokenJSON, Decoder, explain, values
 from tunesmith.data.recognise import Found, Unreadable, open_text, recognise
 from tunesmith.data.sample import BadRow, FileReport
@@ -110,20 +112,20 @@ def _row(name: str, line: int, value: Any, flaw: str) -> Row | BadRow:
     if flaw:
         return BadRow(name, line, flaw)
     if not isinstance(value, dict):
-        return BadRow(name, line, f"{describe(value)}, not an object: a row is {{\"name\": value, ...}}")
+        return BadRow(name, line, f'{describe(value)}, not an object: a row is {{"name": value, ...}}')
     return Row(name, line, value) if value else BadRow(name, line, "an empty object")
 
 
 def _csv(stream: Iterable[str], path: Path, name: str, report: FileReport) -> Iterator[Row | BadRow]:
     lines = iter(stream)
-    first_lines = [line for line, _ in zip(lines, range(20), strict=False)]
+    first_lines = list(itertools.islice(lines, 20))
     skipped = 0
     while first_lines and (not first_lines[0].strip() or first_lines[0].lower().startswith("sep=")):
         skipped += 1
         first_lines.pop(0)
     delimiter = _delimiter(first_lines, "\t" if ".tsv" in path.suffixes else "")
     csv.field_size_limit(1 << 30)  # the default refuses fields over 131,072 characters
-    reader = csv.reader(_chain(first_lines, lines), delimiter=delimiter, strict=True)
+    reader = csv.reader(itertools.chain(first_lines, lines), delimiter=delimiter, strict=True)
     columns: list[str] = []
     while True:
         line = skipped + reader.line_num + 1
@@ -145,11 +147,6 @@ def _csv(stream: Iterable[str], path: Path, name: str, report: FileReport) -> It
         elif any(cells):
             cure = "; quote fields that hold the delimiter or a line break" if len(cells) > len(columns) else ""
             yield BadRow(name, line, f"{len(cells)} fields, but the header has {len(columns)} ({', '.join(columns)}){cure}")
-
-
-def _chain(first: list[str], rest: Iterator[str]) -> Iterator[str]:
-    yield from first
-    yield from rest
 
 
 def _csv_reason(message: str, begun: int, ended: int) -> str:
@@ -185,7 +182,9 @@ def _header(cells: list[str], first_lines: list[str], delimiter: str, report: Fi
         below = []
     if reason := _not_header(cells, below):
         columns = [f"column{index}" for index in range(1, len(cells) + 1)]
-        report.warnings.append(f"no header line ({reason}): the first line is read as a row, and the columns are called {', '.join(columns)}")
+        report.warnings.append(
+            f"no header line ({reason}): the first line is read as a row, and the columns are called {', '.join(columns)}"
+        )
         return columns, False
     columns = []
     for index, cell in enumerate(cells, start=1):
@@ -211,18 +210,3 @@ def _not_header(cells: list[str], below: list[list[str]]) -> str:
         if cell and sum(row[index].strip() == cell for row in below) >= 2:
             return f"{cell!r} comes again below"
     return ""
-
-
-def describe(value: Any) -> str:
-    """A JSON value's kind in plain words, with the value where it is short."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, (int, float)):
-        return f"the number {value}"
-    if isinstance(value, str):
-        return f"the text {value[:40]!r}" + ("..." if len(value) > 40 else "")
-    if isinstance(value, list):
-        return f"a list of {len(value)}"
-    return f"an object with {', '.join(list(value)[:4]) or 'nothing'}"

@@ -29,7 +29,10 @@ HEAD = 1 << 16  # bytes looked at to recognise the kind
 
 # First bytes of what is no text: what it is, and the cure.
 MAGIC = (
-    (b"PAR1", "a Parquet file; this version reads text files: write it as JSON Lines (pandas: read_parquet(...).to_json(..., orient='records', lines=True))"),
+    (
+        b"PAR1",
+        "a Parquet file; this version reads text files: write it as JSON Lines (pandas: read_parquet(...).to_json(..., orient='records', lines=True))",
+    ),
     (b"PK\x03\x04", "a zip archive (or an Excel .xlsx): unpack it, or save the sheet as CSV UTF-8"),
     (b"ARROW1", "an Arrow file; this version reads text files: write it as JSON Lines"),
     (b"\x28\xb5\x2f\xfd", "zstandard data: unpack it with zstd -d"),
@@ -45,8 +48,8 @@ WIDE = ((b"\xff\xfe\x00\x00", "UTF-32LE"), (b"\x00\x00\xfe\xff", "UTF-32BE"), (b
 class Unreadable(UserError):
     """A file that cannot be read at all, or not past a line; the rows before that line stay counted."""
 
-    def __init__(self, name: str, line: int, reason: str):
-        self.name, self.line, self.reason = name, line, reason
+    def __init__(self, name: str, line: int, reason: str, encoding: str = ""):
+        self.name, self.line, self.reason, self.encoding = name, line, reason, encoding
         super().__init__(f"{name}:{line}: {reason}" if line else f"{name}: {reason}")
 
 
@@ -127,11 +130,11 @@ def _refuse_binary(name: str, head: bytes) -> None:
             raise Unreadable(name, 1 if b"git-lfs" in mark else 0, f"this is {what}")
     for mark, wide in WIDE:
         if head.startswith(mark):
-            raise Unreadable(name, 0, f"{wide} text (byte order mark), not UTF-8; convert it: {encoding.cure(name, wide)}")
+            raise Unreadable(name, 0, f"{wide} text (byte order mark), not UTF-8; convert it: {encoding.cure(name, wide)}", wide)
     # ASCII letters in UTF-16 have a zero byte each, on one side
     for side, wide in ((1, "UTF-16LE"), (0, "UTF-16BE")):
         if len(head) > 8 and head[side:64:2].count(0) > 0.8 * len(head[side:64:2]) and head[1 - side : 64 : 2].count(0) == 0:
-            raise Unreadable(name, 0, f"looks like {wide} text, not UTF-8; convert it: {encoding.cure(name, wide)}")
+            raise Unreadable(name, 0, f"looks like {wide} text, not UTF-8; convert it: {encoding.cure(name, wide)}", wide)
     if head.lstrip(b"\x00") == b"":
         raise Unreadable(name, 0, "the file holds only zero bytes: it was lost in a crash; fetch it again")
 
@@ -155,9 +158,11 @@ def _not_utf8(path: Path, name: str, packed: bool) -> Unreadable:
     where = f"byte {first_offset} is not UTF-8"
     if right:
         looks = f", they look like {likely}" if likely else ""
-        return Unreadable(name, first_line, f"{where}, but other lines are: two encodings stand in one file{looks}; convert the parts before joining them")
+        return Unreadable(
+            name, first_line, f"{where}, but other lines are: two encodings stand in one file{looks}; convert the parts before joining them"
+        )
     if likely:
-        return Unreadable(name, first_line, f"{where}; the file looks like {likely}. Convert it: {encoding.cure(name, likely)}")
+        return Unreadable(name, first_line, f"{where}; the file looks like {likely}. Convert it: {encoding.cure(name, likely)}", likely)
     return Unreadable(name, first_line, f"{where}, nor an encoding that we know: save the file as UTF-8 text")
 
 

@@ -1,0 +1,55 @@
+"""A prompt and its completion.
+
+    {"prompt": "Name a primary colour.", "completion": "Red", "system": "Answer with one word."}
+    {"prompt": [{"role": "user", "content": "Name a primary colour."}], "completion": [{"role": "assistant", "content": "Red"}]}
+
+As texts they become one user message and one assistant message, in the model's own chat template. As lists of messages
+they are joined; only the completion is learned, also where the prompt holds earlier answers. `system` and `tools` may be
+absent. Rows of any other shape become this one by `data.columns` and `data.prompt`.
+"""
+
+from typing import Any
+
+from tunesmith.data.fields import describe, optional_text, required_text
+from tunesmith.data.formats import messages
+from tunesmith.data.sample import Message, RowError, Sample
+
+COLUMNS = ("prompt", "completion", "system", "tools")
+NEEDED = ("prompt", "completion")
+
+
+def recognises(columns: set[str], values: dict[str, Any]) -> bool:
+    """Whether a row of these columns is meant this way."""
+    return set(NEEDED) <= columns
+
+
+def to_sample(values: dict[str, Any], origin: str) -> Sample:
+    """Raises RowError."""
+    messages.refuse_true_false_label(values)
+    if isinstance(values.get("prompt"), list) or isinstance(values.get("completion"), list):
+        conversation = _joined(values)
+    else:
+        question = required_text(values, "prompt")
+        answer = required_text(values, "completion", "there is nothing to learn")
+        conversation = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    if system := optional_text(values, "system"):
+        if conversation[0]["role"] == "system":
+            raise RowError("a system prompt stands both in 'system' and in 'prompt'")
+        conversation.insert(0, {"role": "system", "content": system})
+    messages.check_turns(conversation)
+    return Sample(origin, tuple(conversation), messages.tools_of(values.get("tools")))
+
+
+def _joined(values: dict[str, Any]) -> list[Message]:
+    for key in ("prompt", "completion"):
+        if not isinstance(values.get(key), list):
+            raise RowError(
+                f"{key!r} is {describe(values.get(key))}, but the other side is a list of messages; both are texts or both are lists"
+            )
+        if not values[key]:
+            raise RowError(f"{key!r} is an empty list")
+    before = messages.messages_of(values["prompt"], "prompt")
+    after = messages.messages_of(values["completion"], "completion")
+    if not any(message["role"] == "assistant" for message in after):
+        raise RowError("'completion' holds no assistant message: there is nothing to learn")
+    return [message | {"learn": False} if message["role"] == "assistant" else message for message in before] + after

@@ -1,0 +1,242 @@
+"""What the user names as data becomes samples: read, understood, a part of them taken, several sources weighted."""
+
+import contextlib
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from tunesmith.data import columns as renaming
+from tunesmith.data import shape
+from tunesmith.data.columns import Columns
+from tunesmith.data.formats import FORMATS
+from tunesmith.data.read import Row, read_rows
+from tunesmith.data.recognise import Unreadable
+from tunesmith.data.resolve import File, Resolved, resolve
+from tunesmith.data.sample import BadRow, FileReport, RowError, Sample
+from tunesmith.errors import UserError
+
+SHOWN = 20  # bad rows in a message
+RECOGNISED_FROM = 200  # first rows of a file that decide its format
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How rows are understood."""
+
+    format: str = "auto"
+    columns: Columns = field(default_factory=lambda: Columns({}))
+    guess: bool = False  # try the likeliest `data.columns` on rows of no known shape; for reports only
+
+
+def load_samples(
+    source: str | list[tuple[str, float]],
+    *,
+    format: str = "auto",
+    columns: dict[str, str] | None = None,
+    prompt: str | None = None,
+    on_bad_row: str = "error",
+) -> tuple[list[Sample], list[FileReport]]:
+    """The usable rows of all sources, in the order of the files, and a report on every file.
+
+    A list gives each source a weight: 2.0 is every row twice, 0.5 a deterministic half. Raises UserError with every
+    file and row that cannot be used; with `on_bad_row="skip"` bad rows are only counted in the reports.
+    """
+    reading = understand(format, columns, prompt)
+    weighted = [(source, 1.0)] if isinstance(source, str) else source
+    if not weighted or not all(name for name, _ in weighted):
+        raise UserError("no training data: name a file, a folder, a glob or builtin:NAME (--data, or data.train)")
+    problems: list[str] = []
+    resolved = _resolve_all([name for name, _ in weighted], problems)
+    samples: list[Sample] = []
+    reports: list[FileReport] = []
+    for found, (name, weight) in zip(resolved, weighted, strict=True):
+        good: list[Sample] = []
+        for file in found.files:
+            report = FileReport(file.name)
+            reports.append(report)
+            try:
+                good += load_file(file, reading, report)
+            except Unreadable as error:
+                problems.append(str(error))
+        good = _part(good, found.rows, name, reports)
+        samples += weigh(good, weight)
+    if on_bad_row == "error":
+        problems += _bad_rows(reports)
+    if not problems and not samples:
+        bad = sum(len(report.bad) for report in reports)
+        problems.append(
+            f"{', '.join(name for name, _ in weighted)}: no usable rows"
+            + (f" ({bad} bad rows; data.on_bad_row=error names them)" if bad else "")
+        )
+    if problems:
+        raise UserError(*problems)
+    return samples, reports
+
+
+def understand(format: str = "auto", columns: dict[str, str] | None = None, prompt: str | None = None, guess: bool = False) -> Reading:
+    """Raises UserError for an unknown format, a column that is none of ours, and a template that cannot be read."""
+    shape.known(format)
+    return Reading(format, renaming.parse(columns, prompt), guess)
+
+
+def load_file(file: File, reading: Reading, report: FileReport) -> list[Sample]:
+    """The usable rows of one file; the others go into `report.bad`, in the order of the file.
+
+    A row of another known shape than the file's is read as what it is; the report says how many. Raises Unreadable,
+    after filling the report as far as the file goes.
+    """
+    report.warnings += file.notes
+    rows: list[Row] = []
+    broken: Unreadable | None = None
+    try:
+        for row in _rows(file, report):
+            report.rows += 1
+            if isinstance(row, BadRow):
+                report.bad.append(row)
+            else:
+                rows.append(row)
+    except Unreadable as error:
+        report.encoding = report.encoding or error.encoding
+        broken = error
+    if not report.rows and broken is None:
+        broken = Unreadable(file.name, 0, "no rows")
+    samples = _understand_rows(rows, reading, report) if rows else []
+    report.good = len(samples)
+    report.bad.sort(key=lambda row: row.line)
+    if broken is not None:
+        raise broken
+    return samples
+
+
+def _understand_rows(rows: list[Row], reading: Reading, report: FileReport) -> list[Sample]:
+    """Raises Unreadable where the rows have no shape that we know."""
+    report.format, wanted = _format(rows, reading, report)
+    absent = renaming.absent_as_empty([row.values for row in rows], wanted)
+    filled = dict.fromkeys(absent, 0)
+    samples: list[Sample] = []
+    others: dict[str, list[int]] = {}
+    for row in rows:
+        try:
+            values = renaming.rename(row.values, wanted, absent)
+            for ours in absent:
+                filled[ours] += values[ours] == absent[ours]
+            name = report.format if reading.format != "auto" else shape.of_row(values, wanted) or report.format
+            samples.append(FORMATS[name].to_sample(_only(values, name, wanted), f"{row.origin}:{row.line}"))
+            if name != report.format:
+                others.setdefault(name, []).append(row.line)
+        except RowError as error:
+            report.bad.append(BadRow(row.origin, row.line, _reason(row, error, reading, report.format)))
+    for other, lines in others.items():
+        report.warnings.append(
+            f"{_count(len(lines), 'row')} of another shape, {other}, in a file of shape {report.format}: {_lines(lines)}"
+        )
+    for ours, empty in absent.items():
+        theirs = wanted.columns[ours]
+        report.warnings.append(
+            f"column {theirs!r}, a list or object wherever it stands, is absent or empty in {_count(filled[ours], 'row')}: read there as {empty}"
+        )
+    return samples
+
+
+def _reason(row: Row, error: RowError, reading: Reading, name: str) -> str:
+    """Why a row cannot be used: it is of a foreign shape, or what its format says."""
+    own = reading.format != "auto" or reading.columns or FORMATS[name].recognises(set(row.values), row.values)
+    foreign = "" if own else shape.looks_like(row.values)
+    return f"this row is one of {foreign}" if foreign else str(error)
+
+
+def _format(rows: list[Row], reading: Reading, report: FileReport) -> tuple[str, Columns]:
+    """The format that the first rows have, and how to rename their columns. Raises Unreadable."""
+    wanted, first = reading.columns, rows[:RECOGNISED_FROM]
+    if reading.format != "auto":
+        return reading.format, wanted
+    absent = renaming.absent_as_empty([row.values for row in rows], wanted)
+    renamed = []
+    for row in first:
+        with contextlib.suppress(RowError):
+            renamed.append(renaming.rename(row.values, wanted, absent))
+    if name := shape.of_rows(renamed, wanted):
+        return name, wanted
+    if not renamed:
+        return "prompt", wanted  # no row has the columns that were named; each row's own reason says so
+    raw = [row.values for row in first]
+    likely = shape.guess(raw) if reading.guess and not wanted else None
+    if likely is None:
+        raise Unreadable(rows[0].origin, rows[0].line, shape.unknown(raw, wanted))
+    report.warnings.append(
+        f"no shape that training knows by itself (columns {', '.join(renaming.leaves(raw[0]))}); checked as if you had said "
+        f"data.columns={{prompt: {likely['prompt']}, completion: {likely['completion']}}}, which training needs to be told"
+    )
+    return "prompt", Columns(likely)
+
+
+def _only(values: dict[str, Any], name: str, wanted: Columns) -> dict[str, Any]:
+    """Where the user named columns, only those of the format count; the rest of the row is theirs."""
+    return {key: value for key, value in values.items() if key in FORMATS[name].COLUMNS} if wanted else values
+
+
+def _rows(file: File, report: FileReport) -> Iterable[Row | BadRow]:
+    if file.path is not None:
+        return read_rows(file.path, file.name, report)
+    from tunesmith.data.builtin import BUILTIN
+
+    report.encoding = "utf-8"
+    return [Row(file.name, line, values) for line, values in enumerate(BUILTIN[file.name.removeprefix("builtin:")](), start=1)]
+
+
+def _resolve_all(names: list[str], problems: list[str]) -> list[Resolved]:
+    resolved = []
+    for name in names:
+        try:
+            resolved.append(resolve(name))
+        except UserError as error:
+            problems += error.problems
+            resolved.append(Resolved(()))
+    return resolved
+
+
+def _part(samples: list[Sample], rows: int | None, name: str, reports: list[FileReport]) -> list[Sample]:
+    if rows is None:
+        return samples
+    if rows > len(samples) and reports:
+        reports[-1].warnings.append(f"{name}: only {_count(len(samples), 'usable row')} are there")
+    return pick(samples, rows, "sample")
+
+
+def pick(samples: list[Sample], count: int, salt: str) -> list[Sample]:
+    """`count` of the samples, the same ones always, in their order; a smaller count is a part of a larger one."""
+    if count >= len(samples):
+        return samples
+
+    def chance(index: int) -> bytes:
+        return hashlib.sha256(f"tunesmith {salt} {index}".encode()).digest()
+
+    return [samples[index] for index in sorted(sorted(range(len(samples)), key=chance)[:count])]
+
+
+def weigh(samples: list[Sample], weight: float) -> list[Sample]:
+    """Every sample as often as the whole part of `weight` says, and the fraction's share of them once more."""
+    whole = int(weight)
+    return samples * whole + pick(samples, round((weight - whole) * len(samples)), "weight")
+
+
+def _bad_rows(reports: list[FileReport]) -> list[str]:
+    """Lines for a message: the first bad rows by their place, the count of the others, the cure."""
+    bad = [row for report in reports for row in report.bad]
+    if not bad:
+        return []
+    lines = [f"{row.origin}:{row.line}: {row.reason}" for row in bad[:SHOWN]]
+    more = f"and {len(bad) - SHOWN} more; " if len(bad) > SHOWN else ""
+    rows = sum(report.rows for report in reports)
+    return [*lines, f"{more}{_count(len(bad), 'bad row')} of {rows}: mend them, or leave them out with data.on_bad_row=skip"]
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
+def _lines(lines: list[int]) -> str:
+    """`line 3` or `lines 3, 7, 9 ...`."""
+    shown = ", ".join(map(str, lines[:5])) + (" ..." if len(lines) > 5 else "")
+    return f"line{'s' if len(lines) > 1 else ''} {shown}"

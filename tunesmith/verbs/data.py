@@ -1,0 +1,103 @@
+"""`tunesmith data check FILE...` reports on files; `tunesmith data show FILE` prints what is learned, token by token."""
+
+import argparse
+import sys
+from typing import Any
+
+from tunesmith import config
+from tunesmith.errors import UserError
+
+SUMMARY = "look at data: check files, show the tokens that are learned"
+
+SHOWN = 10  # bad rows of one file in the terminal; --json has all
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The verb's own sub-verbs and flags."""
+    verbs = parser.add_subparsers(dest="data_verb", required=True, metavar="check|show")
+    check = verbs.add_parser("check", help="which rows can be used, which cannot and why")
+    check.add_argument("files", nargs="+", metavar="FILE", help="file, folder, glob or builtin:NAME; data.KEY=VALUE as in train")
+    check.add_argument("--json", action="store_true", help="print one JSON document")
+    show = verbs.add_parser("show", help="the tokens of the first rows, coloured by what is learned")
+    show.add_argument("files", nargs="+", metavar="FILE", help="file, folder, glob or builtin:NAME; data.KEY=VALUE as in train")
+    show.add_argument(
+        "--model", default="builtin:smollm2-135m-instruct", metavar="M", help="whose tokenizer and chat template (default: %(default)s)"
+    )
+    show.add_argument("-n", type=int, default=3, help="how many rows (default: %(default)s)")
+    show.add_argument("--served", action="store_true", help="what a server would feed, too")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """0: every row is usable. 2: some are not. Raises UserError."""
+    sources, data = _settings(arguments.files)
+    return _check(sources, data, arguments.json) if arguments.data_verb == "check" else _show(sources, data, arguments)
+
+
+def _check(sources: list[str], data: config.Data, as_json: bool) -> int:
+    from tunesmith.data import check
+    from tunesmith.data.sources import understand
+
+    reports = check.check(sources, understand(data.format, data.columns, data.prompt, guess=True))
+    if as_json:
+        print(check.as_json(reports))
+    else:
+        _print(reports)
+    return 2 if any(report.bad for report in reports) else 0
+
+
+def _show(sources: list[str], data: config.Data, arguments: argparse.Namespace) -> int:
+    from tunesmith.data import show
+
+    if len(sources) > 1:
+        raise UserError("data show looks at one source; name one file, folder, glob or builtin:NAME")
+    return show.show(sources[0], arguments.model, arguments.n)
+
+
+def _settings(words: list[str]) -> tuple[list[str], config.Data]:
+    """Sources, and the data section that the `data.KEY=VALUE` words among them make."""
+    sources, overrides = [], []
+    for word in words:
+        key, mark, value = word.partition("=")
+        if mark and key.startswith("data."):
+            overrides.append((key, config.parse_value(value), word))
+        else:
+            sources.append(word)
+    if not sources:
+        raise UserError("no file named: tunesmith data check FILE...")
+    return sources, config.load(None, overrides).run.data
+
+
+def _print(reports: list[Any]) -> None:
+    """A table for a terminal; one plain line a file, row and warning elsewhere."""
+    if sys.stdout.isatty():
+        _table(reports)
+    for report in reports:
+        if not sys.stdout.isatty():
+            print(f"{report.file}: {report.good:,} of {report.rows:,} rows usable" + _kind(report))
+        for row in report.bad[:SHOWN]:
+            print(f"{row.origin}:{row.line}: {row.reason}" if row.line else f"{row.origin}: {row.reason}")
+        if len(report.bad) > SHOWN:
+            print(f"{report.file}: and {len(report.bad) - SHOWN:,} more bad rows (--json lists all)")
+        for warning in report.warnings:
+            print(f"{report.file}: note: {warning}")
+
+
+def _kind(report: Any) -> str:
+    return f" ({', '.join(filter(None, (report.format, report.encoding)))})" if report.format or report.encoding else ""
+
+
+def _table(reports: list[Any]) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(box=None, header_style="bold")
+    for column in ("file", "shape", "encoding"):
+        table.add_column(column, overflow="fold")
+    for column in ("rows", "usable", "bad"):
+        table.add_column(column, justify="right")
+    for report in reports:
+        style = "red" if report.bad else "green"
+        bad = f"[{style}]{len(report.bad):,}[/]"
+        table.add_row(escape(report.file), report.format, report.encoding, f"{report.rows:,}", f"{report.good:,}", bad)
+    Console().print(table)
