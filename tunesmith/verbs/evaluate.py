@@ -1,0 +1,225 @@
+"""Scores of a model on data it was not trained on, next to another model's where asked."""
+
+import argparse
+import contextlib
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tunesmith import config
+from tunesmith.errors import UserError
+
+HELP = "loss, exact match, JSON fields, accuracy of a run, an adapter or a base model on data"
+SETTINGS = ("data.format", "data.columns", "data.prompt", "data.on_bad_row")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="DIR|M", help="run folder, adapter folder or base model")
+    parser.add_argument("settings", metavar="KEY=VALUE", nargs="*", help=f"how the data is read: {', '.join(SETTINGS)}")
+    parser.add_argument("--data", metavar="D", help="file, folder, glob, PATH#500 or builtin:NAME; by default the run's data.test")
+    parser.add_argument("--metrics", metavar="A,B", help="loss, exact_match, json_valid, json_fields, accuracy, macro_f1, contains, chrf")
+    parser.add_argument("--against", metavar="M", help="a second model beside it; `base` is the same one without its adapter")
+    parser.add_argument("--max-new-tokens", type=int, metavar="N", help="longest answer; by default twice the longest reference")
+    parser.add_argument("--limit", type=int, metavar="N", help="only the first N rows")
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Prints the scores; a run folder also gets `scores.json` and `predictions.jsonl`."""
+    folder = Path(arguments.model)
+    run = config.load(folder / "run.yaml").run if (folder / "run.yaml").is_file() else None
+    source, samples = _samples(arguments, run)  # before the model: wrong data should not cost its loading time
+
+    from tunesmith.tuned import open_tuned
+
+    tuned = open_tuned(arguments.model)
+    metrics = _metrics(arguments, run)
+    new = _evaluate(arguments, tuned, samples, metrics)
+    old = None
+    if arguments.against:
+        with _other(arguments, tuned) as (other, name):
+            old = _evaluate(arguments, other, samples, metrics, name)
+    result = report(source, samples, new, old)
+    if run is not None:
+        _write(folder, result, new, old)
+    if arguments.json:
+        print(json.dumps(result, ensure_ascii=False, indent=2))
+    else:
+        _show(result, new, folder if run is not None else None)
+    return 0
+
+
+def report(source: Any, samples: list[Any], new: Any, old: Any = None) -> dict[str, Any]:
+    """What `scores.json` holds: how it was measured, the scores, and with a second model the paired difference."""
+    from tunesmith.evaluate.scored import difference
+
+    result = {
+        "command": ["tunesmith", *sys.argv[1:]],
+        "data": {"source": source, "rows": len(samples), "sha256": fingerprint(samples)},
+        **_scores(new),
+    }
+    if old is not None:
+        result["against"] = _scores(old)
+        result["difference"] = {}
+        for name, scored in new.scored.items():
+            value, (low, high) = difference(scored, old.scored[name])
+            result["difference"][name] = {"value": value, "interval": [low, high]}
+    return result
+
+
+def fingerprint(samples: list[Any]) -> str:
+    """SHA-256 of what the rows say, wherever the file lies and whatever its shape."""
+    digest = hashlib.sha256()
+    for sample in samples:
+        content = [sample.messages, sample.tools, sample.text]
+        digest.update(json.dumps(content, ensure_ascii=False, sort_keys=True).encode("utf-8", "surrogatepass") + b"\n")
+    return digest.hexdigest()
+
+
+def _samples(arguments: argparse.Namespace, run: config.Run | None) -> tuple[Any, list[Any]]:
+    source = arguments.data or (run.data.test if run else None)
+    if not source:
+        raise UserError("there is no data to evaluate on: give --data FILE" + (", or train with data.test=FILE" if run else ""))
+    if arguments.limit is not None and arguments.limit < 1:
+        raise UserError(f"--limit: at least 1, not {arguments.limit}")
+    settings = _data_settings(arguments, run)
+    from tunesmith.data.sources import load_samples
+
+    samples, _ = load_samples(
+        source, format=settings.format, columns=settings.columns, prompt=settings.prompt, on_bad_row=settings.on_bad_row
+    )
+    return source, samples[: arguments.limit]
+
+
+def _data_settings(arguments: argparse.Namespace, run: config.Run | None) -> config.Data:
+    """The run's columns and prompt template, since its test data has their shape, with KEY=VALUE over them."""
+    inherited = [("data.columns", run.data.columns, "run.yaml"), ("data.prompt", run.data.prompt, "run.yaml")] if run else []
+    given, problems = [], []
+    for text in arguments.settings:
+        key, sign, value = text.partition("=")
+        if not sign or key not in SETTINGS:
+            problems.append(f"{text}: `evaluate` takes {', '.join(name + '=VALUE' for name in SETTINGS)}")
+        else:
+            given.append((key, config.parse_value(value), text))
+    if problems:
+        raise UserError(*problems)
+    return config.load(overrides=inherited + given).run.data
+
+
+def _metrics(arguments: argparse.Namespace, run: config.Run | None) -> Any:
+    if arguments.metrics:
+        return [name.strip() for name in arguments.metrics.strip("[]").split(",") if name.strip()]
+    return run.evaluate.metrics if run else "auto"
+
+
+@contextlib.contextmanager
+def _other(arguments: argparse.Namespace, tuned: Any) -> Iterator[tuple[Any, str]]:
+    """The model to compare with, and its name in the table."""
+    from tunesmith.tuned import open_tuned
+
+    if arguments.against != "base":
+        yield open_tuned(arguments.against), arguments.against
+    elif tuned.has_adapter:
+        with tuned.without_adapter():
+            yield tuned, "base"
+    elif tuned.run is not None and tuned.run.model.source:  # full tuning: the base is another set of weights
+        yield open_tuned(tuned.run.model.source), "base"
+    else:
+        raise UserError(f"--against base: {arguments.model} is a base model itself; name another model")
+
+
+def _evaluate(arguments: argparse.Namespace, tuned: Any, samples: list[Any], metrics: Any, name: str | None = None) -> Any:
+    import dataclasses
+
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from tunesmith.evaluate.evaluate import evaluate
+    from tunesmith.generate import Sampling
+
+    sampling = Sampling(max_new_tokens=arguments.max_new_tokens) if arguments.max_new_tokens is not None else None
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(f"answers of {name or tuned.name}", total=len(samples))
+        result = evaluate(
+            tuned, samples, metrics=metrics, sampling=sampling, on_progress=lambda done, total: bar.update(task, completed=done, total=total)
+        )
+    return dataclasses.replace(result, model=name) if name else result
+
+
+def _scores(evaluation: Any) -> dict[str, Any]:
+    return {
+        "model": evaluation.model,
+        "scores": evaluation.scores,
+        "intervals": {name: list(ends) for name, ends in evaluation.intervals.items()},
+        "answers": len(evaluation.rows),
+        "unfinished": evaluation.unfinished,
+        "learned_tokens": evaluation.learned_tokens,
+    }
+
+
+def _write(folder: Path, result: dict[str, Any], new: Any, old: Any) -> None:
+    from tunesmith.evaluate.evaluate import record
+
+    lines = [record(row) for row in new.rows]
+    for line, row in zip(lines, old.rows if old else [], strict=False):
+        line["against"] = {"prediction": row.prediction, "scores": row.scores}
+    _replace(folder / "scores.json", json.dumps(result, ensure_ascii=False, indent=2) + "\n")
+    _replace(folder / "predictions.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+
+
+def _replace(path: Path, text: str) -> None:
+    aside = path.with_name(path.name + ".new")
+    try:
+        aside.write_text(text, encoding="utf-8", errors="backslashreplace")
+        os.replace(aside, path)
+    except OSError as error:
+        aside.unlink(missing_ok=True)
+        raise UserError(f"{path}: cannot be written: {error.strerror}") from None
+
+
+def _show(result: dict[str, Any], new: Any, folder: Path | None) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    console, against = Console(), result.get("against")
+    table = Table(title=escape(f"{result['data']['rows']} rows of {result['data']['source']}"), title_justify="left")
+    table.add_column("")
+    for side in [against, result] if against else [result]:
+        table.add_column(escape(side["model"]), justify="right")
+    if against:
+        table.add_column("difference", justify="right")
+    for name in new.scores:
+        cells = [_cell(side, name) for side in ([against, result] if against else [result])]
+        if against:
+            paired = result["difference"].get(name)
+            cells.append(f"{100 * paired['value']:+.1f} ({_span(paired['interval'], '+.1f')})" if paired else "")
+        table.add_row(name, *cells)
+    console.print(table)
+    for side in [against, result] if against else [result]:
+        if side["unfinished"]:
+            console.print(
+                f"{escape(side['model'])}: {side['unfinished']} of {side['answers']} answers were cut at the limit of tokens", highlight=False
+            )
+    if folder:
+        console.print(f"scores: {escape(str(folder / 'scores.json'))}\nanswers: {escape(str(folder / 'predictions.jsonl'))}", highlight=False)
+
+
+def _cell(side: dict[str, Any], name: str) -> str:
+    value = side["scores"].get(name)
+    if value is None:
+        return ""
+    if name in ("loss", "perplexity"):
+        return f"{value:.4g}"
+    span = side["intervals"].get(name)
+    return f"{100 * value:.1f} %" + (f" ({_span(span, '.1f')})" if span else "")
+
+
+def _span(ends: list[float], spec: str) -> str:
+    low, high = (format(100 * end, spec) for end in ends)
+    return f"{low} to {high}"
