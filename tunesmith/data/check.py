@@ -19,7 +19,8 @@ from tunesmith.data.sources import Reading, load_file
 from tunesmith.errors import UserError
 
 LONG = 20_000  # characters of a row; about 5,000 tokens of English
-SHORT = 3  # characters of an answer that is suspicious among long ones
+SHORT = 2  # characters of an answer that is suspicious where it is rare among long ones
+RARE = 0.02  # share of the rows
 LABEL = 60  # characters; longer answers are no labels
 SHOWN = 5  # lines named in a warning
 
@@ -110,9 +111,9 @@ def _answers(samples: list[Sample], lines: list[int]) -> list[str]:
         return []
     lengths = sorted(map(len, answers))
     warnings = []
-    if lengths[len(lengths) // 2] >= 10 * SHORT:
+    if lengths[len(lengths) // 2] >= 20 * SHORT:
         short = [line for answer, line in zip(answers, lines, strict=True) if len(answer.strip()) <= SHORT]
-        if short:
+        if 0 < len(short) <= max(1, RARE * len(samples)):
             warnings.append(f"{_count(short, 'answer')} of {SHORT} characters or fewer among long ones: {_named(short)}")
     counts = Counter(answers)
     if lengths[-1] <= LABEL and len(counts) <= len(answers) / 4:
@@ -152,7 +153,8 @@ def _texts(samples: list[Sample], lines: list[int]) -> list[str]:
     warnings = []
     if long:
         warnings.append(
-            f"{_count(long, 'row')} over {LONG:,} characters (longest {longest:,}): {_named(long)}; data.on_overlength says what happens past data.max_length"
+            f"{_count(long, 'row')} over {LONG:,} characters (longest {longest:,}): {_named(long)}; "
+            "data.on_overlength says what happens past data.max_length"
         )
     if mangled:
         warnings.append(f"{_count(mangled, 'row')} of mangled text (UTF-8 once read as Latin-1, such as {example!r}): {_named(mangled)}")

@@ -134,7 +134,7 @@ def _csv(stream: Iterable[str], path: Path, name: str, report: FileReport) -> It
         except StopIteration:
             return
         except csv.Error as error:
-            yield BadRow(name, line, _csv_reason(str(error), line, skipped + reader.line_num))
+            yield BadRow(name, line, _csv_reason(str(error), skipped + reader.line_num))
             continue
         if not cells:
             continue
@@ -149,9 +149,10 @@ def _csv(stream: Iterable[str], path: Path, name: str, report: FileReport) -> It
             yield BadRow(name, line, f"{len(cells)} fields, but the header has {len(columns)} ({', '.join(columns)}){cure}")
 
 
-def _csv_reason(message: str, begun: int, ended: int) -> str:
+def _csv_reason(message: str, ended: int) -> str:
     if "unexpected end of data" in message:
-        return f"a quote is opened in the row that begins here and never closed: it swallows everything to the end (line {ended}); close it, or double a quote inside a field"
+        swallowed = f"it swallows everything to the end (line {ended})"
+        return f"a quote is opened in this row and never closed: {swallowed}; close it, or double a quote inside a field"
     if "expected after" in message:
         return 'a quote stands in the middle of a quoted field: double it ("")'
     return f"not valid CSV: {message}"
@@ -205,7 +206,8 @@ def _not_header(cells: list[str], below: list[list[str]]) -> str:
         cell = cell.strip()
         if re.fullmatch(r"[-+]?\d+([.,]\d+)?", cell):
             return f"{cell!r} is a number"
-        if len(cell) > 80 or "\n" in cell or cell.endswith((".", "?", "!", "。", "？", "！")) and " " in cell:
+        sentence = cell.endswith((".", "?", "!", "。", "？", "！")) and len(cell) > 12
+        if len(cell) > 80 or "\n" in cell or sentence:
             return f"{cell[:40]!r} is a text"
         if cell and sum(row[index].strip() == cell for row in below) >= 2:
             return f"{cell!r} comes again below"

@@ -31,7 +31,7 @@ HEAD = 1 << 16  # bytes looked at to recognise the kind
 MAGIC = (
     (
         b"PAR1",
-        "a Parquet file; this version reads text files: write it as JSON Lines (pandas: read_parquet(...).to_json(..., orient='records', lines=True))",
+        "a Parquet file; this version reads text files: write it as JSON Lines (pandas: to_json(..., orient='records', lines=True))",
     ),
     (b"PK\x03\x04", "a zip archive (or an Excel .xlsx): unpack it, or save the sheet as CSV UTF-8"),
     (b"ARROW1", "an Arrow file; this version reads text files: write it as JSON Lines"),
@@ -141,10 +141,9 @@ def _refuse_binary(name: str, head: bytes) -> None:
 
 def _not_utf8(path: Path, name: str, packed: bool) -> Unreadable:
     """The first line that is not UTF-8, what it probably is, and whether other lines are UTF-8 after all."""
-    first_line = first_offset = offset = number = 0
+    first_line = first_offset = offset = 0
     broken, right = b"", 0
-    for line in _lines(path, packed):
-        number += 1
+    for number, line in enumerate(_lines(path, packed), start=1):
         try:
             line.decode("utf-8")
             right += not line.isascii()

@@ -80,7 +80,8 @@ def _files(name: str) -> tuple[File, ...]:
 
 def _folder(name: str, folder: Path) -> tuple[File, ...]:
     """All files below whose suffix we know, sorted by path; what is left out is said with the first."""
-    taken, left = [], []
+    taken: list[tuple[str, Path]] = []
+    left: list[tuple[str, Path]] = []
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         inside = path.relative_to(folder)
         if any(part.startswith(".") for part in inside.parts):
@@ -103,10 +104,11 @@ def _missing(name: str, path: Path) -> str:
     folder = path.parent
     known_suffix = any(suffix.lower() in SUFFIXES for suffix in path.suffixes)
     if re.fullmatch(r"(ms:)?[\w.-]+/[\w.-]+", name) and not known_suffix and not folder.is_dir():
-        return f"{name}: no such file or folder. If it is a data set of a hub, this version does not fetch it: download it (hf download {name.removeprefix('ms:')} --repo-type dataset --local-dir data) and name the file"
+        fetch = f"hf download {name.removeprefix('ms:')} --repo-type dataset --local-dir data"
+        return f"{name}: no such file or folder. This version fetches no data set from a hub: download it ({fetch}) and name the file"
     if not folder.is_dir():
         existing = next(parent for parent in folder.parents if parent.is_dir())
         return f"{name}: no such file; there is no folder {str(folder)!r} (the path is right up to {str(existing)!r})"
     names = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
-    near = difflib.get_close_matches(path.name, names, n=1, cutoff=0.4)
+    near = difflib.get_close_matches(path.name, names, n=1, cutoff=0.6)
     return f"{name}: no such file" + (f"; did you mean {str(folder / near[0])!r}?" if near else f" in the folder {str(folder)!r}")

@@ -10,56 +10,14 @@ from tunesmith.errors import UserError
 
 SHAPES = "messages (messages), alpaca (instruction, output), prompt (prompt, completion), text (text)"
 
-# Names that people give to what is asked and to what is answered, likeliest first.
+# Names that people give to what is asked and to what is answered, likeliest first, a space between.
 PROMPTS = (
-    "prompt",
-    "question",
-    "query",
-    "instruction",
-    "input",
-    "text",
-    "user",
-    "human",
-    "review",
-    "sentence",
-    "utterance",
-    "source",
-    "src",
-    "mr",
+    "prompt question query instruction input text user human review sentence utterance source src mr dialogue article document "
+    "passage context title content problem 问题 输入 指令 文本 内容"
 )
-PROMPTS += ("dialogue", "article", "document", "passage", "context", "title", "content", "problem", "问题", "输入", "指令", "文本", "内容")
 COMPLETIONS = (
-    "completion",
-    "answer",
-    "response",
-    "output",
-    "reply",
-    "label",
-    "labels",
-    "category",
-    "intent",
-    "class",
-    "sentiment",
-    "target",
-    "tgt",
-    "ref",
-)
-COMPLETIONS += (
-    "reference",
-    "summary",
-    "highlights",
-    "sql",
-    "translation",
-    "solution",
-    "assistant",
-    "bot",
-    "tags",
-    "rating",
-    "stars",
-    "答案",
-    "回答",
-    "输出",
-    "标签",
+    "completion answer response output reply label labels category intent class sentiment target tgt ref reference summary "
+    "highlights sql translation solution assistant bot tags rating stars 答案 回答 输出 标签"
 )
 
 
@@ -94,13 +52,28 @@ def looks_like(values: dict[str, Any]) -> str:
     """The name of a well-known shape that this version does not read, with what to do; or ""."""
     columns = set(values)
     if {"chosen", "rejected"} <= columns or {"chosen_messages", "rejected_messages"} <= columns:
-        return "preference pairs (chosen, rejected); this version learns from answers only: keep the chosen one, by data.columns={prompt: ..., completion: chosen}"
+        what = "preference pairs (chosen, rejected); this version learns from answers only"
+        prompt, completion = _said(values, "prompt", "conversations", "messages"), _said(values, "chosen", "chosen_messages")
+        return f"{what}: keep the chosen one, such as by data.columns={{prompt: {prompt}, completion: {completion}}}"
     turns = values.get("conversations", values.get("conversation"))
     if isinstance(turns, list) and turns and isinstance(turns[0], dict) and {"from", "value"} <= set(turns[0]):
-        return "ShareGPT conversations (from, value); this version reads OpenAI messages: rename from to role, value to content, human to user, gpt to assistant"
+        what = "ShareGPT conversations (from, value); this version reads OpenAI messages"
+        return f"{what}: rename from to role, value to content, human to user, gpt to assistant"
     if isinstance(values.get("tokens"), list):
-        return "tagged tokens (tokens and one tag each); this version cannot read them as they are: data.prompt and data.columns make text of them"
+        what = "tagged tokens (a list of tokens and one of tags)"
+        return f"{what}; this version cannot read them as they are: data.prompt and data.columns make text of them"
     return ""
+
+
+def _said(values: dict[str, Any], *names: str) -> str:
+    """The path to the last text under the first of the names that the row has."""
+    path = next((name for name in names if name in values), "THEIR_COLUMN")
+    value = values.get(path)
+    if isinstance(value, list) and value:
+        path, value = f"{path}.{'-1' if len(value) > 1 else '0'}", value[-1]
+    if isinstance(value, dict):
+        path += next((f".{key}" for key in ("content", "value") if key in value), "")
+    return path
 
 
 def guess(rows: list[dict[str, Any]]) -> dict[str, str] | None:
@@ -145,7 +118,8 @@ def _incomplete(rows: list[dict[str, Any]], wanted: Columns) -> str:
         missing = [column for column in module.NEEDED if column not in named]
         if named <= set(module.COLUMNS) and len(missing) < len(module.NEEDED):
             more = ", ".join(f"{column}: THEIR_COLUMN" for column in missing)
-            return f"{setting} gives {', '.join(sorted(named))}, but the shape {name} needs {' and '.join(missing)} too: add data.columns={{{more}}}; the rows have {found}"
+            given = f"{setting} gives {', '.join(sorted(named))}, but the shape {name} needs {' and '.join(missing)} too"
+            return f"{given}: add data.columns={{{more}}}; the rows have {found}"
     return f"{setting} gives {', '.join(sorted(named))}, which no shape has together. Known are {SHAPES}; the rows have {found}"
 
 
@@ -154,9 +128,10 @@ def _named(wanted: Columns | None) -> set[str]:
     return set() if wanted is None else set(wanted.columns) | ({"prompt"} if wanted.template else set())
 
 
-def _best(names: list[str], wanted: tuple[str, ...]) -> str | None:
+def _best(names: list[str], wanted: str) -> str | None:
     """The name whose last part stands first in the list."""
-    ranked = [(wanted.index(leaf), name) for name in names if (leaf := name.rpartition(".")[2].lower()) in wanted]
+    order = wanted.split()
+    ranked = [(order.index(leaf), name) for name in names if (leaf := name.rpartition(".")[2].lower()) in order]
     return min(ranked)[1] if ranked else None
 
 

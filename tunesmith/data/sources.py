@@ -134,7 +134,8 @@ def _understand_rows(rows: list[Row], reading: Reading, report: FileReport) -> l
     for ours, empty in absent.items():
         theirs = wanted.columns[ours]
         report.warnings.append(
-            f"column {theirs!r}, a list or object wherever it stands, is absent or empty in {_count(filled[ours], 'row')}: read there as {empty}"
+            f"column {theirs!r}, a list or object wherever it stands, is absent or empty in {_count(filled[ours], 'row')}: "
+            f"read there as {empty}"
         )
     return samples
 
@@ -226,10 +227,26 @@ def _bad_rows(reports: list[FileReport]) -> list[str]:
     bad = [row for report in reports for row in report.bad]
     if not bad:
         return []
-    lines = [f"{row.origin}:{row.line}: {row.reason}" for row in bad[:SHOWN]]
-    more = f"and {len(bad) - SHOWN} more; " if len(bad) > SHOWN else ""
     rows = sum(report.rows for report in reports)
-    return [*lines, f"{more}{_count(len(bad), 'bad row')} of {rows}: mend them, or leave them out with data.on_bad_row=skip"]
+    return [*listed(bad), f"{_count(len(bad), 'bad row')} of {rows}: mend them, or leave them out with data.on_bad_row=skip"]
+
+
+def listed(bad: list[BadRow]) -> list[str]:
+    """At most 20 lines `file:line: reason`. Where there are more rows than that, rows with the same reason share a line."""
+    if len(bad) <= SHOWN:
+        return [place(row) for row in bad]
+    alike: dict[tuple[str, str], list[BadRow]] = {}
+    for row in bad:
+        alike.setdefault((row.origin, row.reason), []).append(row)
+    groups = list(alike.values())
+    lines = [place(rows[0]) + (f" (and {_lines([row.line for row in rows[1:]])})" if len(rows) > 1 else "") for rows in groups[:SHOWN]]
+    rest = sum(len(rows) for rows in groups[SHOWN:])
+    return [*lines, f"and {rest} more bad rows"] if rest else lines
+
+
+def place(row: BadRow) -> str:
+    """`file:line: reason`, or `file: reason` where the file as a whole is meant."""
+    return f"{row.origin}:{row.line}: {row.reason}" if row.line else f"{row.origin}: {row.reason}"
 
 
 def _count(number: int, noun: str) -> str:
@@ -238,5 +255,5 @@ def _count(number: int, noun: str) -> str:
 
 def _lines(lines: list[int]) -> str:
     """`line 3` or `lines 3, 7, 9 ...`."""
-    shown = ", ".join(map(str, lines[:5])) + (" ..." if len(lines) > 5 else "")
+    shown = ", ".join(map(str, lines[:5])) + (f" and {len(lines) - 5} more" if len(lines) > 5 else "")
     return f"line{'s' if len(lines) > 1 else ''} {shown}"

@@ -9,8 +9,6 @@ from tunesmith.errors import UserError
 
 SUMMARY = "look at data: check files, show the tokens that are learned"
 
-SHOWN = 10  # bad rows of one file in the terminal; --json has all
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's own sub-verbs and flags."""
@@ -69,15 +67,15 @@ def _settings(words: list[str]) -> tuple[list[str], config.Data]:
 
 def _print(reports: list[Any]) -> None:
     """A table for a terminal; one plain line a file, row and warning elsewhere."""
+    from tunesmith.data.sources import listed
+
     if sys.stdout.isatty():
         _table(reports)
     for report in reports:
         if not sys.stdout.isatty():
             print(f"{report.file}: {report.good:,} of {report.rows:,} rows usable" + _kind(report))
-        for row in report.bad[:SHOWN]:
-            print(f"{row.origin}:{row.line}: {row.reason}" if row.line else f"{row.origin}: {row.reason}")
-        if len(report.bad) > SHOWN:
-            print(f"{report.file}: and {len(report.bad) - SHOWN:,} more bad rows (--json lists all)")
+        for line in listed(report.bad):
+            print(line)
         for warning in report.warnings:
             print(f"{report.file}: note: {warning}")
 

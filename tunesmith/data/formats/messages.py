@@ -83,14 +83,16 @@ def check_turns(conversation: list[Message]) -> None:
                 raise RowError(_misplaced(role, before, number))
             if calls and message.get("tool_call_id", next(iter(calls))) not in calls:
                 raise RowError(
-                    f"message {number} answers tool call {message['tool_call_id']!r}, which nobody made; there are {', '.join(sorted(calls))}"
+                    f"message {number} answers tool call {message['tool_call_id']!r}, which nobody made; "
+                    f"there are {', '.join(sorted(calls))}"
                 )
         if role == "assistant":
             calls = {call["id"] for call in message.get("tool_calls", ()) if "id" in call}
         before = role
     if before != "assistant":
         raise RowError(
-            f"the conversation ends with {_article(before)}; nothing answers it, so the end cannot be learned: take it out or add the answer"
+            f"the conversation ends with {_article(before)}; nothing answers it, so the end cannot be learned: "
+            "take it out or add the answer"
         )
     if not any(message.get("learn", True) for message in conversation if message["role"] == "assistant"):
         raise RowError("every assistant message has weight 0: there is nothing to learn")
@@ -111,7 +113,8 @@ def refuse_true_false_label(values: dict[str, Any]) -> None:
     """Rows judged good or bad hold answers that must not be imitated. Raises RowError."""
     if isinstance(values.get("label"), bool):
         raise RowError(
-            "'label' is true or false: preference data (KTO), whose bad answers would be learned as good ones; keep the rows with true, without the label"
+            "'label' is true or false: preference data (KTO), whose bad answers would be learned as good ones; "
+            "keep the rows with true, without the label"
         )
 
 
@@ -166,16 +169,18 @@ def _content(content: Any) -> tuple[str, str, list[Any]]:
         return content or "", "", []
     if not isinstance(content, list):
         raise RowError(f"'content' is {describe(content)}, not a text or a list of text parts")
-    texts, thoughts, calls = [], [], []
+    texts: list[str] = []
+    thoughts: list[str] = []
+    calls: list[Any] = []
     for part in content:
         kind = part.get("type", "text") if isinstance(part, dict) else "text"
         value = part.get("text", part.get("value", part.get("thinking"))) if isinstance(part, dict) else part
         if kind not in ("text", "reasoning", "thinking", "tool_call"):
             raise RowError(f"a content part of type {kind!r}; this version reads text parts only")
-        if not isinstance(value, str) and not (kind == "tool_call" and isinstance(value, dict)):
-            raise RowError(f"a content part whose text is {describe(value)}")
         if kind == "tool_call":
             calls.append(value)
+        elif not isinstance(value, str):
+            raise RowError(f"a content part whose text is {describe(value)}")
         else:
             (texts if kind == "text" else thoughts).append(value)
     return "".join(texts), "".join(thoughts), calls
