@@ -1,0 +1,187 @@
+"""Adapter folders as `peft` reads and writes them: `adapter_config.json` and `adapter_model.safetensors`, in fp32."""
+
+import json
+import math
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from tunesmith.errors import UserError
+from tunesmith.methods.lora import LoRA, scale_of
+from tunesmith.methods.tuning import Tuning
+from tunesmith.models import slots
+from tunesmith.models.nf4 import shape_of
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_PREFIX = "base_model.model."
+# Settings of a peft file that change what an adapter computes and that are not read here: any other value is refused.
+_PLAIN: dict[str, tuple[Any, ...]] = {
+    "peft_type": ("LORA",),
+    "use_dora": (False, None),
+    "lora_bias": (False, None),
+    "bias": ("none", None),
+    "modules_to_save": (None, []),
+    "trainable_token_indices": (None, [], {}),
+    "target_parameters": (None, []),
+    "layer_replication": (None, []),
+    "alora_invocation_tokens": (None, []),
+    "use_qalora": (False, None),
+}
+
+
+def is_adapter(folder: Path) -> bool:
+    return (folder / CONFIG).is_file()
+
+
+def write(folder: Path, model: Any, tuning: Tuning, base: str) -> None:
+    """Write the adapter folder. `base` is what stands as `base_model_name_or_path`: a folder or hub id that `transformers` opens.
+
+    Raises AssertionError for what is not made of LoRA modules.
+    """
+    modules: dict[str, Any] = tuning.adapter
+    first = next(iter(modules.values()))
+    rank, dropout, scale = first.A.shape[0], first.dropout, first.scale
+    transposed = {type(model.get_submodule(path)).__name__ == "Conv1D" for path in modules}
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "r": rank,
+        "lora_alpha": _tidy(scale * rank),  # plain alpha/r with alpha = scale·r says the same as rank-stabilised scaling
+        "use_rslora": False,
+        "lora_dropout": dropout,
+        "target_modules": targets(model, list(modules)),
+        "fan_in_fan_out": transposed == {True},
+        "bias": "none",
+        "init_lora_weights": True,
+        "inference_mode": True,
+        "use_dora": False,
+        "modules_to_save": None,
+        "rank_pattern": {path: m.A.shape[0] for path, m in modules.items() if m.A.shape[0] != rank},
+        "alpha_pattern": {path: _tidy(m.scale * m.A.shape[0]) for path, m in modules.items() if (m.A.shape[0], m.scale) != (rank, scale)},
+    }
+    tensors: dict[str, Tensor] = {}
+    for path, module in modules.items():
+        tensors[f"{_PREFIX}{path}.lora_A.weight"] = module.A.detach().float().cpu().contiguous()
+        tensors[f"{_PREFIX}{path}.lora_B.weight"] = module.B.detach().float().cpu().contiguous()
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    (folder / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def targets(model: nn.Module, paths: list[str]) -> list[str]:
+    """The shortest `target_modules` that name exactly these layers: last names, or whole paths where those say too much."""
+    chosen, names = set(paths), sorted({path.rpartition(".")[2] for path in paths})
+    named = {path for path, _ in model.named_modules() if path.rpartition(".")[2] in names}
+    return names if named == chosen else sorted(paths)
+
+
+@dataclass(frozen=True)
+class AdapterFile:
+    """An adapter folder's contents, not yet tied to a model."""
+
+    folder: Path
+    base: str
+    tensors: dict[str, Tensor]  # "path.A" [rank, in], "path.B" [out, rank]
+    scales: dict[str, float]  # path -> s
+    dropout: float
+
+
+def read(folder: Path) -> AdapterFile:
+    """Read an adapter folder in peft's layout. Raises UserError with every setting or tensor that is not plain LoRA."""
+    config = _config(folder)
+    problems = [
+        f"{folder / CONFIG}: {key}={config[key]!r} is not served" for key, plain in _PLAIN.items() if key in config and config[key] not in plain
+    ]
+    weights = folder / WEIGHTS
+    if not weights.is_file():
+        extra = " (adapter_model.bin is a pickle and is not opened; save it again as safetensors)" if (folder / "adapter_model.bin").exists() else ""
+        raise UserError(f"{folder}: no {WEIGHTS}{extra}")
+    try:
+        found = load_file(weights)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{weights}: not a whole safetensors file ({error})") from None
+    tensors, scales = {}, {}
+    for key, tensor in found.items():
+        match = re.fullmatch(re.escape(_PREFIX) + r"(.+)\.lora_([AB])(?:\.default)?\.weight", key)
+        if match is None:
+            problems.append(f"{weights}: tensor {key} is not part of a plain LoRA")
+            continue
+        path, letter = match.groups()
+        tensors[f"{path}.{letter}"] = tensor.float()
+        if letter == "A":
+            alpha = _pattern(config.get("alpha_pattern") or {}, path, config.get("lora_alpha", tensor.shape[0]))
+            scales[path] = scale_of(alpha, tensor.shape[0], bool(config.get("use_rslora")))
+    if problems:
+        raise UserError(*problems)
+    return AdapterFile(folder, config.get("base_model_name_or_path") or "", tensors, scales, float(config.get("lora_dropout") or 0.0))
+
+
+def fit(file: AdapterFile, model: Any, device: Any = None) -> Tuning:
+    """The adapter as modules for this model. Raises UserError with every layer that is missing or of another shape."""
+    layers = dict(model.named_modules())
+    problems, adapter = [], {}
+    for path, scale in file.scales.items():
+        a, b = file.tensors[f"{path}.A"], file.tensors.get(f"{path}.B")
+        if b is None:
+            problems.append(f"{path}: lora_A without lora_B")
+        elif path not in layers:
+            problems.append(f"{path}: no such layer in the model")
+        elif (a.shape[1], b.shape[0]) != shape_of(layers[path]):
+            problems.append(f"{path}: made for {(a.shape[1], b.shape[0])}, the layer is {shape_of(layers[path])} (in, out)")
+        else:
+            module = LoRA(a.shape[1], b.shape[0], a.shape[0], scale, file.dropout, device)
+            with torch.no_grad():
+                module.A.copy_(a)
+                module.B.copy_(b)
+            adapter[path] = module
+    if problems:
+        shown = problems[:20] + ([f"and {len(problems) - 20} more"] if len(problems) > 20 else [])
+        raise UserError(f"{file.folder} was made for another base model ({file.base or 'unnamed'}):", *[f"  {p}" for p in shown])
+    ordered: dict[str, nn.Module] = {path: adapter[path] for path in layers if path in adapter}
+    return Tuning(ordered, dict(slots.indexed(ordered)))
+
+
+def base_of(folder: Path) -> str:
+    """The base model that an adapter folder names."""
+    return str(_config(folder).get("base_model_name_or_path") or "")
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    path = folder / CONFIG
+    try:
+        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{folder}: no {CONFIG}, so it is not an adapter folder") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid JSON ({error})") from None
+    return config
+
+
+def _pattern(pattern: dict[str, float], path: str, default: float) -> float:
+    """peft's rule: a key is a regular expression that a path ends with."""
+    for key, value in pattern.items():
+        if re.fullmatch(rf"(.*\.)?({key})", path):
+            return float(value)
+    return float(default)
+
+
+def _tidy(value: float) -> float | int:
+    return int(value) if math.isfinite(value) and value == int(value) else value
+
+
+def fsync(folder: Path) -> None:
+    """Make sure that every file of a folder has reached the disk."""
+    for path in [*folder.rglob("*"), folder]:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

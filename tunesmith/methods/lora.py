@@ -1,0 +1,111 @@
+"""LoRA: a frozen matrix W gets a trained low-rank update beside it (Hu et al. 2021, arXiv:2106.09685, section 4.1).
+
+    y = W·x + s·B·(A·x)          s = alpha / r            (rank-stabilised: alpha / √r, Kalajdzievski 2023, arXiv:2312.03732)
+
+           ┌────────── W [out, in], frozen; bf16, fp32 or NF4 ──────────┐
+      x ───┤                                                            ├──(+)── y
+           └── A [r, in] ──────────────► B [out, r] ────────────── · s ─┘
+
+A starts as a Kaiming-uniform draw, B as zeros, so the first output is the base's. Over an NF4 base this is QLoRA (Dettmers et
+al. 2023): the base is a matter of `models/load.py`, not of this file. LoRA+ (Hayou et al. 2024, arXiv:2402.12354) gives B a
+higher learning rate.
+
+Cost: r·(in + out) parameters a layer; forward and backward 4N instead of 6N FLOP a token, since no gradient of W is made.
+"""
+
+import zlib
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tunesmith.methods.settings import LoRA as Settings
+from tunesmith.methods.tuning import Tuning
+from tunesmith.models import slots
+from tunesmith.models.nf4 import weight_of
+
+NF4 = True  # trains over an NF4 base
+LEARNING_RATE = 2e-4  # at about 1B parameters; the loop scales it by width
+
+
+class LoRA(nn.Module):
+    """The update beside one linear layer. Owns A and B in fp32 and nothing else; the layer is lent for the call."""
+
+    def __init__(self, in_features: int, out_features: int, rank: int, scale: float, dropout: float = 0.0, device: Any = None):
+        super().__init__()
+        self.scale, self.dropout = scale, dropout
+        self.A = nn.Parameter(torch.empty(rank, in_features, dtype=torch.float32, device=device))
+        self.B = nn.Parameter(torch.zeros(out_features, rank, dtype=torch.float32, device=device))
+
+    def forward(self, base: nn.Module, x: Tensor) -> Tensor:
+        """What the layer and its update make of x: [..., in] to [..., out], in x's dtype."""
+        if self.dropout and self.training:
+            dropped = nn.functional.dropout(x, self.dropout)
+            update = nn.functional.linear(nn.functional.linear(dropped, self.A.to(x.dtype)), self.B.to(x.dtype))
+            return slots.own_forward(base, x) + self.scale * update
+        return _LoRAProduct.apply(x, self.A, self.B, base, self.scale)
+
+    def folded(self, weight_OI: Tensor) -> Tensor:
+        """W + s·B·A in fp32, [out, in]."""
+        return weight_OI.float() + self.scale * (self.B.float() @ self.A.float())
+
+
+class _LoRAProduct(torch.autograd.Function):
+    """y = x·Wᵀ + s·(x·Aᵀ)·Bᵀ + b as one function: keeps x and x·Aᵀ, adds into y and dx in place, never makes a gradient of W.
+
+    dX = dY·W + s·(dY·B)·A     dA = s·(dY·B)ᵀ·X     dB = s·dYᵀ·(X·Aᵀ)
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, A: Tensor, B: Tensor, base: nn.Module, scale: float) -> Tensor:
+        x_NI = x.reshape(-1, x.shape[-1])
+        weight_OI = weight_of(base)
+        p_NR = x_NI @ A.to(x.dtype).T
+        bias: Any = base.bias
+        y_NO = x_NI @ weight_OI.T if bias is None else torch.addmm(bias, x_NI, weight_OI.T)
+        y_NO.addmm_(p_NR, B.to(x.dtype).T, alpha=scale)
+        ctx.save_for_backward(x_NI, p_NR, A, B)
+        ctx.base, ctx.scale = base, scale
+        return y_NO.view(*x.shape[:-1], y_NO.shape[-1])
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None, None]:  # type: ignore[override]
+        x_NI, p_NR, A, B = ctx.saved_tensors
+        dy_NO = dy.reshape(-1, dy.shape[-1])
+        q_NR = dy_NO @ B.to(dy.dtype)
+        dA = (q_NR.T @ x_NI).to(A.dtype).mul_(ctx.scale)
+        dB = (dy_NO.T @ p_NR).to(B.dtype).mul_(ctx.scale)
+        dx = None
+        if ctx.needs_input_grad[0]:
+            dx = (dy_NO @ weight_of(ctx.base)).addmm_(q_NR, A.to(dy.dtype), alpha=ctx.scale)
+            dx = dx.view(*dy.shape[:-1], dx.shape[-1])
+        return dx, dA, dB, None, None
+
+
+def scale_of(alpha: float, rank: int, rslora: bool) -> float:
+    return alpha / rank**0.5 if rslora else alpha / rank
+
+
+def build(model: Any, settings: Settings, device: Any = None) -> Tuning:
+    """The modules, by path, without values. Raises LookupError where a target is not in the model."""
+    places, notes = slots.select(model, settings.targets)
+    alpha = 2.0 * settings.rank if settings.alpha == "auto" else float(settings.alpha)
+    scale = scale_of(alpha, settings.rank, settings.rslora)
+    adapter: dict[str, nn.Module] = {}
+    for place in places:
+        adapter[place.path] = LoRA(place.in_features, place.out_features, settings.rank, scale, settings.dropout, device)
+    parameters = dict(slots.indexed(adapter))
+    ratios = {name: settings.plus_ratio for name in parameters if name.endswith(".B")} if settings.plus_ratio != 1 else {}
+    return Tuning(adapter, parameters, ratios, notes)
+
+
+def init(tuning: Tuning, seed: int) -> None:
+    """A by Kaiming-uniform with bound 1/√in (what `peft` draws too), B zero; each path has its own stream of numbers."""
+    for name, parameter in tuning.parameters.items():
+        if name.endswith(".A"):
+            generator = torch.Generator().manual_seed(seed * 1_000_003 + zlib.crc32(name.encode()))
+            bound = parameter.shape[1] ** -0.5
+            values = torch.empty(parameter.shape).uniform_(-bound, bound, generator=generator)
+            parameter.data.copy_(values)
+        else:
+            parameter.data.zero_()

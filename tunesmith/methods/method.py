@@ -1,0 +1,77 @@
+"""The shelf of methods, and what is common to all of them.
+
+A method's file gives `build(model, settings, device)` (shapes only: it also runs on the meta device), `init(tuning, seed)`
+(values), `NF4` (whether it trains over an NF4 base) and `LEARNING_RATE`. Its settings stand in `methods/settings.py`.
+"""
+
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tunesmith.errors import UserError
+from tunesmith.methods import freeze, full, lora
+from tunesmith.methods.tuning import Tuning
+from tunesmith.models import slots
+
+METHODS: dict[str, ModuleType] = {
+    "full": full,
+    "freeze": freeze,
+    "lora": lora,
+}
+
+
+def build(model: Any, settings: Any, *, quantized: bool, device: Any = None) -> Tuning:
+    """The trained part of a model, without values. Raises UserError for what the method cannot do, with the reason."""
+    method = METHODS[settings.name]
+    if quantized and not method.NF4:
+        raise UserError(
+            f"method {settings.name} trains the base's own weights, and NF4 codes have no gradient; "
+            "take method.name=lora (QLoRA), or model.quantize=null"
+        )
+    try:
+        return method.build(model, settings, device)
+    except LookupError as error:
+        raise UserError(f"method {settings.name}: {error.args[0]}") from None
+
+
+def place(model: Any, tuning: Tuning) -> None:
+    """Put the adapter in its places and let gradients reach what is trained, and nothing else."""
+    slots.place(model, tuning.adapter)
+    model.requires_grad_(False)
+    for parameter in tuning.parameters.values():
+        parameter.requires_grad_(True)
+
+
+def state(tuning: Tuning) -> dict[str, Tensor]:
+    """Every trained tensor by name, detached, not copied."""
+    return {name: parameter.detach() for name, parameter in tuning.parameters.items()}
+
+
+def misfits(tuning: Tuning, tensors: Mapping[str, Tensor]) -> list[str]:
+    """A sentence for every tensor that is missing, unknown or of another shape."""
+    wanted = tuning.parameters
+    problems = [f"{name}: not in the file, {tuple(wanted[name].shape)} is needed" for name in wanted if name not in tensors]
+    problems += [f"{name}: in the file, but not in the model" for name in tensors if name not in wanted]
+    problems += [
+        f"{name}: {tuple(tensor.shape)} in the file, {tuple(wanted[name].shape)} in the model"
+        for name, tensor in tensors.items()
+        if name in wanted and tensor.shape != wanted[name].shape
+    ]
+    return problems
+
+
+@torch.no_grad()
+def restore(tuning: Tuning, tensors: Mapping[str, Tensor], source: str) -> None:
+    """Copy values into the tensors that stand already. Raises UserError with every misfit at once.
+
+    Copied, never exchanged: a product's last bits depend on how its operands lie in memory, and a resumed run must repeat
+    those of an undisturbed one.
+    """
+    if problems := misfits(tuning, tensors):
+        shown = problems[:20] + ([f"and {len(problems) - 20} more"] if len(problems) > 20 else [])
+        raise UserError(f"{source} does not fit this model:", *[f"  {problem}" for problem in shown])
+    for name, parameter in tuning.parameters.items():
+        parameter.copy_(tensors[name])

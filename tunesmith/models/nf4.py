@@ -1,0 +1,204 @@
+"""Frozen linear layers in 4 bits: NF4 with double quantisation (QLoRA, Dettmers et al. 2023, sections 3.1 and 3.2).
+
+The kernels are bitsandbytes' own, so the values are bit for bit those of `bitsandbytes`. What differs is the storage: plain
+uint8 parameters and buffers with whole blocks of 64 per row, no tensor subclass, so that saving, moving and sharding need
+nothing special. `transformers` quantises tensor by tensor while it streams a checkpoint in: see `Nf4Quantizer`.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from bitsandbytes import functional as bnb
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+BLOCK = 64  # weights that share one scale
+NESTED_BLOCK = 256  # scales that share one scale of scales
+_CACHED_BLOCKS = 256  # blocks quantised at once on a CPU: 16,384 weights stay in its cache and in one thread
+_LEVELS = bnb.get_4bit_type("nf4", device="cpu")
+_BOUNDS: list[float] = ((_LEVELS[:-1] + _LEVELS[1:]) / 2).tolist()  # midway between neighbouring NF4 values, fp32
+
+
+@dataclass
+class Quantized:
+    """What `quantize` makes of one matrix: codes_OI [out, in/2] uint8, scales [out·in/64] uint8 or fp32, and their own scales."""
+
+    codes_OI: Tensor
+    absmax: Tensor
+    nested_absmax: Tensor | None
+    offset: Tensor | None
+
+
+def quantize(weight_OI: Tensor, double: bool) -> Quantized:
+    """Quantise a matrix whose rows are whole blocks. Raises AssertionError where they are not."""
+    assert weight_OI.shape[1] % BLOCK == 0, weight_OI.shape
+    codes, absmax = (_quantize_on_cpu if weight_OI.device.type == "cpu" else _quantize_by_kernel)(weight_OI.contiguous())
+    codes_OI = codes.view(weight_OI.shape[0], weight_OI.shape[1] // 2)
+    if not double:
+        return Quantized(codes_OI, absmax, None, None)
+    offset = absmax.mean()
+    codes, state = bnb.quantize_blockwise(absmax - offset, blocksize=NESTED_BLOCK)
+    return Quantized(codes_OI, codes, state.absmax, offset.reshape(1))
+
+
+def _quantize_by_kernel(weight_OI: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.ops.bitsandbytes.quantize_4bit(weight_OI, BLOCK, "nf4", torch.uint8)
+
+
+def _quantize_on_cpu(weight_OI: Tensor) -> tuple[Tensor, Tensor]:
+    """The same codes and scales as bitsandbytes' own CPU path, which searches whole matrices and is several times slower."""
+    weight_NB = weight_OI.view(-1, BLOCK)
+    codes_NB = torch.empty(weight_NB.shape[0], BLOCK // 2, dtype=torch.uint8)
+    absmax_N = torch.empty(weight_NB.shape[0])
+    for begin in range(0, weight_NB.shape[0], _CACHED_BLOCKS):
+        piece = weight_NB[begin : begin + _CACHED_BLOCKS].float()
+        scale = piece.abs().amax(-1)
+        piece.mul_((1.0 / scale.clamp(min=1e-38))[:, None]).clamp_(-1, 1)
+        level = torch.zeros(piece.shape, dtype=torch.uint8)
+        for bound in _BOUNDS:
+            level += piece > bound
+        torch.bitwise_or(level[:, ::2] << 4, level[:, 1::2], out=codes_NB[begin : begin + _CACHED_BLOCKS])
+        absmax_N[begin : begin + _CACHED_BLOCKS] = scale
+    return codes_NB, absmax_N
+
+
+def dequantize(q: Quantized, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
+    """The matrix [out, in] that the codes stand for."""
+    absmax = q.absmax
+    if q.nested_absmax is not None and q.offset is not None:
+        code = _nested_code(absmax.device)
+        absmax = torch.ops.bitsandbytes.dequantize_blockwise(absmax, q.nested_absmax, code, NESTED_BLOCK, torch.float32)
+        absmax = absmax.add_(q.offset)
+    return torch.ops.bitsandbytes.dequantize_4bit(q.codes_OI.view(-1, 1), absmax, BLOCK, "nf4", list(shape), dtype)
+
+
+_CODES: dict[torch.device, Tensor] = {}
+
+
+def _nested_code(device: torch.device) -> Tensor:
+    if device not in _CODES:
+        _CODES[device] = bnb.create_dynamic_map().to(device)  # the map that quantize_blockwise uses by default
+    return _CODES[device]
+
+
+class Nf4Linear(nn.Module):
+    """A frozen linear layer whose matrix is kept as NF4 codes and dequantised whenever it is used."""
+
+    def __init__(self, in_features: int, out_features: int, bias: bool, double: bool, dtype: torch.dtype):
+        super().__init__()
+        assert in_features % BLOCK == 0
+        self.in_features, self.out_features, self.dtype = in_features, out_features, dtype
+        scales = in_features * out_features // BLOCK
+        self.weight = nn.Parameter(torch.empty(out_features, in_features // 2, dtype=torch.uint8), requires_grad=False)
+        self.register_buffer("absmax", torch.empty(scales, dtype=torch.uint8 if double else torch.float32))
+        self.register_buffer("nested_absmax", torch.empty(-(-scales // NESTED_BLOCK)) if double else None)
+        self.register_buffer("offset", torch.empty(1) if double else None)
+        self.register_parameter("bias", nn.Parameter(torch.empty(out_features, dtype=dtype), requires_grad=False) if bias else None)
+
+    def quantized(self) -> Quantized:
+        return Quantized(self.weight, self.absmax, self.nested_absmax, self.offset)  # type: ignore[arg-type]
+
+    def dequantized(self) -> Tensor:
+        """The matrix [out, in] in the layer's dtype."""
+        return dequantize(self.quantized(), (self.out_features, self.in_features), self.dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.is_grad_enabled() and x.requires_grad:
+            y = _FrozenProduct.apply(x, self)
+            return y if self.bias is None else y + self.bias
+        return nn.functional.linear(x, self.dequantized(), self.bias)
+
+
+class _FrozenProduct(torch.autograd.Function):
+    """x·Wᵀ that keeps the codes, not the dequantised matrix, for the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, linear: Nf4Linear) -> Tensor:
+        ctx.linear = linear
+        return nn.functional.linear(x, linear.dequantized())
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return dy @ ctx.linear.dequantized(), None
+
+
+def weight_of(linear: nn.Module) -> Tensor:
+    """The matrix [out, in] of any linear layer that an adapter can stand beside.
+
+    For an NF4 layer it is made on each call; for GPT-2's `Conv1D`, which keeps [in, out], it is a transposed view.
+    """
+    if hasattr(linear, "dequantized"):
+        return linear.dequantized()
+    weight: Tensor = linear.weight  # type: ignore[assignment]
+    return weight.T if isinstance(linear, Conv1D) else weight
+
+
+def shape_of(linear: nn.Module) -> tuple[int, int]:
+    """(in, out) of a linear layer."""
+    if isinstance(linear, Conv1D):
+        return linear.nx, linear.nf
+    return linear.in_features, linear.out_features  # type: ignore[return-value]
+
+
+def fits(in_features: int) -> bool:
+    """Whether rows of this length are whole blocks."""
+    return in_features % BLOCK == 0
+
+
+@register_quantization_config("tunesmith_nf4")
+class Nf4Config(QuantizationConfigMixin):
+    """Which linear layers are kept as NF4: those at `paths`."""
+
+    def __init__(self, paths: tuple[str, ...] = (), double: bool = True, **kwargs: Any):
+        self.quant_method = "tunesmith_nf4"  # type: ignore[assignment]
+        self.paths, self.double = frozenset(paths), double
+
+
+@register_quantizer("tunesmith_nf4")
+class Nf4Quantizer(HfQuantizer):
+    """Hooks into `from_pretrained`: layers are exchanged on the meta device, each tensor is quantised as it is read."""
+
+    def __init__(self, quantization_config: Nf4Config, **kwargs: Any):
+        super().__init__(quantization_config, **(kwargs | {"pre_quantized": False}))
+
+    def param_needs_quantization(self, model: nn.Module, param_name: str, **kwargs: Any) -> bool:
+        path, _, name = param_name.rpartition(".")
+        return name == "weight" and path in self.quantization_config.paths
+
+    def _process_model_before_weight_loading(self, model: nn.Module, **kwargs: Any) -> None:
+        config: Any = self.quantization_config
+        with torch.device("meta"):
+            for path in config.paths:
+                linear = model.get_submodule(path)
+                layer = Nf4Linear(*shape_of(linear), linear.bias is not None, config.double, linear.weight.dtype)  # type: ignore[arg-type]
+                layer.transposed = isinstance(linear, Conv1D)  # how the checkpoint keeps the matrix
+                model.set_submodule(path, layer)
+
+    def get_quantize_ops(self) -> Any:
+        return _QuantizeOnLoad(self.quantization_config.double)
+
+    def is_serializable(self) -> bool:
+        return False
+
+    @property
+    def is_trainable(self) -> bool:
+        return True
+
+
+class _QuantizeOnLoad:
+    def __init__(self, double: bool):
+        self.double = double
+
+    def convert(self, tensors: dict[str, Any], *, model: nn.Module, **kwargs: Any) -> dict[str, Tensor]:
+        result: dict[str, Tensor] = {}
+        for name, value in tensors.items():
+            weight = value[0] if isinstance(value, list) else value
+            path = name.rpartition(".")[0]
+            layer: Any = model.get_submodule(path)
+            q = quantize((weight.T if layer.transposed else weight).to(layer.dtype), self.double)
+            parts = {"weight": q.codes_OI, "absmax": q.absmax, "nested_absmax": q.nested_absmax, "offset": q.offset}
+            result |= {f"{path}.{part}": tensor for part, tensor in parts.items() if tensor is not None}
+        return result

@@ -1,0 +1,194 @@
+"""Before a run, an evaluation or a chat: is leaving the class's own attention and head allowed for this architecture?
+
+Proved on a miniature of the class: the same config with as few layers as show every kind of layer, narrow MLPs, a small
+vocabulary and a short sliding window, filled with fixed random weights in fp32, on at most 256 tokens. What is proved is the
+class's code under our attention and our head, which is where surprises live (a mask lost under a registered name, state that
+leaks between documents, logits that are scaled): the weights themselves play no part in it, and a model of any size is
+proved in about a second.
+
+Four statements:
+  head       our head on the last hidden states gives the class's logits
+  attention  our attention gives what the class's own attention gives
+  packed     a packed row gives what its documents give alone
+  causal     changing one token moves nothing before it and nothing in other documents
+"""
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tunesmith.models import attention, slots
+from tunesmith.models.head import decoder_of, head_of
+from tunesmith.models.load import quiet
+
+TOLERANCE = 1e-4  # largest difference over the largest magnitude, fp32; true differences are of order 0.01 and more
+LENGTHS = (37, 5, 64, 22)  # tokens of the documents of the proof's row: 128 in all, some longer than the window
+WINDOW = 16  # sliding windows and attention chunks of the miniature
+VOCABULARY = 256
+WIDTH = 64  # of the miniature's MLPs
+_LAYER_COUNTS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")  # what families call the number of blocks
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What may be left to us. `failures` are sentences for the user, one for each statement that did not hold."""
+
+    own_head: bool  # hidden states and our head may replace the class's forward
+    packed: bool  # several documents may share a row under our attention
+    failures: tuple[str, ...]
+
+
+def prove(config: Any, model_class: type, own_attention: str) -> Proof:
+    """The proof for an architecture. Nothing is raised: what fails is not used, and said."""
+    failures: list[str] = []
+    try:
+        model = miniature(config, model_class)
+    except Exception as error:  # noqa: BLE001  any architecture of the library may refuse to be small, for reasons of its own
+        return Proof(False, False, (f"no miniature of {model_class.__name__} could be made ({_line(error)}); its own head and attention are used",))
+    ids_T = torch.arange(sum(LENGTHS)).mul(7919).remainder(VOCABULARY)
+    documents = ids_T.split(LENGTHS)
+    with torch.no_grad(), quiet():
+        try:
+            _attend(model, own_attention)
+            reference = [_own_logits(model, ids) for ids in documents]
+        except Exception as error:  # noqa: BLE001
+            return Proof(False, False, (f"the miniature of {model_class.__name__} does not run ({_line(error)}); its own head and attention are used",))
+        head = _holds("our head gives the class's logits", failures, lambda: [(_our_logits(model, d, None), r) for d, r in zip(documents, reference, strict=True)])
+
+        def ours() -> list[tuple[Tensor, Tensor]]:
+            _attend(model, attention.NAME)
+            return [(_logits(model, d, (len(d),), head), r) for d, r in zip(documents, reference, strict=True)]
+
+        def packed() -> list[tuple[Tensor, Tensor]]:
+            return [(_logits(model, ids_T, LENGTHS, head), torch.cat(reference))]
+
+        def causal() -> list[tuple[Tensor, Tensor]]:
+            at = LENGTHS[0] + LENGTHS[1] + LENGTHS[2] // 2
+            changed_T = ids_T.clone()
+            changed_T[at] = (changed_T[at] + 1) % VOCABULARY
+            before, after = _logits(model, ids_T, LENGTHS, head), _logits(model, changed_T, LENGTHS, head)
+            still = torch.ones(len(ids_T), dtype=torch.bool)
+            still[at : sum(LENGTHS[:3])] = False
+            assert not torch.equal(before[~still], after[~still]), "a changed token changes nothing at all"
+            return [(after[still], before[still])]
+
+        free = (
+            _holds("our attention gives what the class's own attention gives", failures, ours)
+            and _holds("a packed row gives what its documents give alone", failures, packed)
+            and _holds("a changed token moves nothing before it and nothing in other documents", failures, causal)
+        )
+    return Proof(head, free, tuple(failures))
+
+
+def miniature(config: Any, model_class: type) -> Any:
+    """The class with few layers, narrow MLPs, a small vocabulary and short windows, in fp32, with fixed random weights."""
+    config = copy.deepcopy(config)
+    text = config.get_text_config()
+    for each in {id(config): config, id(text): text}.values():
+        for name in ("quantization_config", "_pre_quantization_dtype"):
+            if hasattr(each, name):
+                delattr(each, name)
+        each.dtype = torch.float32
+    layers = _layers_to_keep(text)
+    for name in _LAYER_COUNTS:
+        if getattr(text, name, None) is not None:
+            setattr(text, name, layers)
+    for name in ("layer_types", "mlp_layer_types", "no_rope_layers"):
+        if isinstance(vars(text).get(name), list):  # a property follows the number of layers by itself
+            setattr(text, name, vars(text)[name][:layers])
+    for name in ("intermediate_size", "moe_intermediate_size", "shared_expert_intermediate_size", "n_inner", "ffn_dim"):
+        if getattr(text, name, None):
+            setattr(text, name, WIDTH)
+    for name in ("sliding_window", "attention_chunk_size"):
+        if getattr(text, name, None):
+            setattr(text, name, WINDOW)
+    for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
+        if getattr(text, name, None) is not None:
+            setattr(text, name, 0)
+    text.vocab_size = VOCABULARY
+    with torch.random.fork_rng(devices=[]), quiet():
+        torch.manual_seed(0)
+        model = model_class(config)
+    model.float().eval().requires_grad_(False)
+    _fill(model)
+    model.tie_weights()
+    return model
+
+
+def _layers_to_keep(text: Any) -> int:
+    """Enough layers to see every kind of them, at least two."""
+    kinds = getattr(text, "layer_types", None) or []
+    last_new = max((kinds.index(kind) + 1 for kind in set(kinds)), default=2)
+    count = next((getattr(text, n) for n in _LAYER_COUNTS if getattr(text, n, None)), 2)
+    return min(max(2, last_new), count)
+
+
+def _fill(model: Any) -> None:
+    """Weights that show every path: nothing zero, norms near one, biases and sinks not forgotten."""
+    generator = torch.Generator().manual_seed(1)
+    for parameter in model.parameters():
+        noise = torch.randn(parameter.shape, generator=generator)
+        if parameter.ndim > 1:
+            parameter.data = noise * (1.5 / parameter.shape[-1] ** 0.5)
+        else:
+            parameter.data = parameter.data + noise * 0.1
+
+
+def _attend(model: Any, name: str) -> None:
+    model.set_attn_implementation(name)
+    if model.config._attn_implementation != name:
+        raise attention.UnknownArgument(f"{type(model).__name__} cannot change its attention")
+
+
+def _own_logits(model: Any, ids_T: Tensor) -> Tensor:
+    return model(input_ids=ids_T[None], use_cache=False).logits[0]
+
+
+def _our_logits(model: Any, ids_T: Tensor, lengths: tuple[int, ...] | None) -> Tensor:
+    return head_of(model).logits(_hidden(decoder_of(model), ids_T, lengths))
+
+
+def _logits(model: Any, ids_T: Tensor, lengths: tuple[int, ...], our_head: bool) -> Tensor:
+    if our_head:
+        return _our_logits(model, ids_T, lengths)
+    return model(input_ids=ids_T[None], use_cache=False, **row_arguments(lengths, ids_T.device)).logits[0]
+
+
+def _hidden(decoder: Any, ids_T: Tensor, lengths: tuple[int, ...] | None) -> Tensor:
+    arguments = row_arguments(lengths, ids_T.device) if lengths else {}
+    return decoder(input_ids=ids_T[None], use_cache=False, **arguments).last_hidden_state[0]
+
+
+def row_arguments(lengths: tuple[int, ...], device: torch.device) -> dict[str, Any]:
+    """What a class is given beside the ids of a packed row: positions that restart, and where documents begin."""
+    starts = torch.zeros(len(lengths) + 1, dtype=torch.int32)
+    starts[1:] = torch.tensor(lengths).cumsum(0)
+    positions = torch.cat([torch.arange(length) for length in lengths])
+    starts = starts.to(device)
+    longest = max(lengths)
+    return {
+        "position_ids": positions[None].to(device),
+        "cu_seq_lens_q": starts,
+        "cu_seq_lens_k": starts,
+        "max_length_q": longest,
+        "max_length_k": longest,
+    }
+
+
+def _holds(statement: str, failures: list[str], pairs: Any) -> bool:
+    try:
+        worst = max(((ours - theirs).abs().max() / theirs.abs().max()).item() for ours, theirs in pairs())
+    except Exception as error:  # noqa: BLE001  whatever a class raises here means that it does not work this way
+        failures.append(f"not so for this architecture: {statement} ({_line(error)})")
+        return False
+    if not worst <= TOLERANCE:
+        failures.append(f"not so for this architecture: {statement} (relative difference {worst:.1e})")
+        return False
+    return True
+
+
+def _line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200] if str(error).strip() else ''}"

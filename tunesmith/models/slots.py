@@ -1,0 +1,180 @@
+"""Where adapters go: roles to paths, one line per family, and how a module is put at a path and taken away again.
+
+An adapter is a dictionary `{path in the model: module}`. Placing one changes nothing in the model's tree: the layer at the
+path gets `forward = module(layer, x)` as an attribute of the instance, and loses it again, so that parameters, state keys
+and the class stay exactly what `transformers` made.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from tunesmith.models.nf4 import Nf4Linear, shape_of
+
+ROLES = ("q", "k", "v", "o", "gate", "up", "down")
+
+_LLAMA = {
+    "q": "self_attn.q_proj",
+    "k": "self_attn.k_proj",
+    "v": "self_attn.v_proj",
+    "o": "self_attn.o_proj",
+    "gate": "gate_proj",
+    "up": "up_proj",
+    "down": "down_proj",
+}
+_PHI3 = {"qkv": "self_attn.qkv_proj", "o": "self_attn.o_proj", "gate_up": "mlp.gate_up_proj", "down": "mlp.down_proj"}
+_NEOX = {"qkv": "attention.query_key_value", "o": "attention.dense", "up": "mlp.dense_h_to_4h", "down": "mlp.dense_4h_to_h"}
+_BLOOM = {"qkv": "self_attention.query_key_value", "o": "self_attention.dense", "up": "mlp.dense_h_to_4h", "down": "mlp.dense_4h_to_h"}
+_ATTENTION = {role: _LLAMA[role] for role in ("q", "k", "v", "o")}
+
+# config.model_type -> role (or fused roles) -> how the module's path ends
+FAMILIES: dict[str, dict[str, str]] = {
+    **dict.fromkeys(
+        "llama mistral ministral qwen2 qwen3 gemma gemma2 gemma3 gemma3_text smollm3 granite cohere cohere2 olmo olmo2 olmo3 stablelm "
+        "helium arcee ernie4_5 hunyuan_v1_dense seed_oss exaone4 nemotron mixtral qwen2_moe qwen3_moe olmoe".split(),
+        _LLAMA,
+    ),
+    "phi3": _PHI3,
+    "glm4": _LLAMA | {"gate_up": "mlp.gate_up_proj"},
+    "glm": _LLAMA | {"gate_up": "mlp.gate_up_proj"},
+    "phi": _ATTENTION | {"o": "self_attn.dense", "up": "mlp.fc1", "down": "mlp.fc2"},
+    "starcoder2": _ATTENTION | {"up": "mlp.c_fc", "down": "mlp.c_proj"},
+    "opt": _ATTENTION | {"o": "self_attn.out_proj", "up": "fc1", "down": "fc2"},
+    "gpt_oss": _ATTENTION,
+    "gpt2": {"qkv": "attn.c_attn", "o": "attn.c_proj", "up": "mlp.c_fc", "down": "mlp.c_proj"},
+    "gptj": {"q": "attn.q_proj", "k": "attn.k_proj", "v": "attn.v_proj", "o": "attn.out_proj", "up": "mlp.fc_in", "down": "mlp.fc_out"},
+    "gpt_neox": _NEOX,
+    "bloom": _BLOOM,
+    "falcon": _BLOOM,
+    "mpt": {"qkv": "attn.Wqkv", "o": "attn.out_proj", "up": "ffn.up_proj", "down": "ffn.down_proj"},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A linear layer that an adapter can stand beside."""
+
+    path: str
+    in_features: int
+    out_features: int
+    transposed: bool  # GPT-2's Conv1D keeps [in, out]
+
+
+@dataclass(frozen=True, slots=True)
+class Untouched:
+    """An expert stack (3-D parameter) that linear adapters do not reach."""
+
+    path: str
+    parameters: int
+
+
+def family(model: nn.Module) -> dict[str, str] | None:
+    """Roles of this architecture, or None where it is not in the table."""
+    config = model.config
+    return FAMILIES.get(config.model_type) or FAMILIES.get(config.get_text_config().model_type)  # type: ignore[operator,union-attr]
+
+
+def blocks(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """The repeated decoder blocks, by path: the longest ModuleList (the first, where two are as long)."""
+    lists = [(path, module) for path, module in model.named_modules() if isinstance(module, nn.ModuleList)]
+    lists = [(p, m) for p, m in lists if not any(p.startswith(outer + ".") for outer, _ in lists)]
+    if not lists:
+        return []
+    path, longest = max(lists, key=lambda item: len(item[1]))
+    return [(f"{path}.{i}", block) for i, block in enumerate(longest)]
+
+
+def linears(model: nn.Module) -> list[Place]:
+    """Every linear layer of the repeated blocks, in the model's order."""
+    places = []
+    for path, block in blocks(model):
+        for inner, module in block.named_modules():
+            if type(module) in (nn.Linear, Conv1D, Nf4Linear):
+                places.append(Place(f"{path}.{inner}", *shape_of(module), isinstance(module, Conv1D)))
+    return places
+
+
+def select(model: nn.Module, targets: str | list[str]) -> tuple[list[Place], list[str]]:
+    """The layers that `targets` names, and notes for the user.
+
+    `targets` is "all", or roles (q k v o gate up down), or endings of module paths.
+    Raises LookupError that names what was not found and what there is.
+    """
+    everything, roles, notes = linears(model), family(model), []
+    if targets == "all":
+        chosen = [p for p in everything if roles is None or any(_ends(p.path, e) for e in roles.values())]
+        if roles is None or not chosen:
+            chosen = [p for p in everything if p.out_features > 1]
+            notes.append(
+                f"{model.config.model_type} is not in the table of architectures: "  # type: ignore[union-attr]
+                f"all {len(chosen)} linear layers of the repeated blocks are targets"
+            )
+    else:
+        chosen, missing = [], []
+        endings = [(target, _endings(target, roles)) for target in targets]
+        for target, names in endings:
+            if not any(_ends(p.path, name) for p in everything for name in names):
+                missing.append(target)
+        if missing:
+            known = sorted({p.path.split(".", 1)[-1].rpartition(".")[2] for p in everything})
+            have = " ".join(roles) if roles else "none in the table for this architecture"
+            raise LookupError(f"no linear layer {', '.join(missing)} in this model; roles: {have}; layers: {', '.join(known)}")
+        chosen = [p for p in everything if any(_ends(p.path, name) for _, names in endings for name in names)]
+    stacks = experts(model)
+    if stacks:
+        total = sum(p.numel() for p in model.parameters())
+        share = sum(stack.parameters for stack in stacks) / total
+        notes.append(f"{len(stacks)} expert stacks with {share:.0%} of the parameters are not reached by linear adapters and stay as they are")
+    return chosen, notes
+
+
+def experts(model: nn.Module) -> list[Untouched]:
+    """The 3-D parameters of the repeated blocks: all experts of a layer in one tensor."""
+    return [
+        Untouched(f"{path}.{name}", parameter.numel())
+        for path, block in blocks(model)
+        for name, parameter in block.named_parameters()
+        if parameter.ndim == 3 and parameter.shape[0] > 1 and "conv" not in name
+    ]
+
+
+def place(model: nn.Module, adapter: Mapping[str, nn.Module]) -> None:
+    """Put each module beside the layer at its path."""
+    for path, module in adapter.items():
+        layer = model.get_submodule(path)
+        assert "forward" not in vars(layer), f"{path} already holds an adapter"
+        object.__setattr__(layer, "forward", partial(module, layer))
+
+
+def lift(model: nn.Module, adapter: Mapping[str, nn.Module]) -> None:
+    """Take an adapter away; the model is the base again, exactly."""
+    for path in adapter:
+        vars(model.get_submodule(path)).pop("forward", None)
+
+
+def own_forward(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """What the layer itself makes of x, whatever stands beside it."""
+    return type(layer).forward(layer, x)
+
+
+def _endings(target: str, roles: dict[str, str] | None) -> list[str]:
+    if roles and target in roles:
+        return [roles[target]]
+    if roles and target in ROLES:  # a role that the architecture keeps inside a fused matrix
+        return [ending for role, ending in roles.items() if role in ("qkv", "gate_up") and target in role.replace("gate_up", "gate up")]
+    return [target]
+
+
+def _ends(path: str, ending: str) -> bool:
+    return path == ending or path.endswith("." + ending)
+
+
+def indexed(adapter: Mapping[str, nn.Module]) -> Iterator[tuple[str, nn.Parameter]]:
+    """Every tensor of an adapter by `path.name`, in order."""
+    for path, module in adapter.items():
+        for name, parameter in module.named_parameters():
+            yield f"{path}.{name}", parameter
