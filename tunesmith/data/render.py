@@ -1,0 +1,345 @@
+"""A sample -> documents: the tokens that a server would feed, followed by the tokens that the model should answer.
+
+    ids(prompt, as the chat template writes it with its generation prompt) + ids(answer + stop token)
+    └───────────────────────── fed ─────────────────────────────────────┘   └──────── learned ─────┘
+
+Training, evaluation, chat and our server all take prompts from here, so that what is trained is what is served.
+"""
+
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from tunesmith.data.sample import Message, RowError, Sample
+from tunesmith.data.template import CLOSE, OPEN, Habits, Render, compile_template, probe
+from tunesmith.data.tokens import Encoder, Marked
+from tunesmith.errors import UserError
+
+RULES = 1  # part of the fingerprint: raise it when the same sample comes to give other tokens
+
+Thinking = Literal["keep", "drop", "empty"]
+
+OWN_DOCUMENTS = "conversations of which turns became documents of their own, since the template rewrites or re-tokenises history"
+JOINT_DIFFERS = "answers whose first letters would merge with the prompt's last token if both were tokenised at once"
+SPECIAL_TEXT = "rows whose text holds special tokens; they stay text here and in our server, other servers read them as tokens"
+UNASKED = "assistant messages that nothing comes before; fed, not learned"
+THINK_TEXT = "answers whose thinking is written as <think> text, since the template has no place of its own for it"
+THINK_CLOSED = "answers whose thinking is left out, since the generation prompt closes thinking"
+THINK_OPENED = "answers without thinking that close at once the thinking block which the generation prompt opens"
+LEFT_OUT = "messages that the template leaves out or changes"
+BESIDE_CALLS = "answers with tool calls whose text the template leaves out"
+NO_STOP = "answers that end with the tokenizer's end-of-sequence token, since the template writes no stop token"
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """Tokens that are fed to the model as one sequence."""
+
+    ids: list[int]
+    spans: tuple[tuple[int, int], ...]  # half-open, over `ids`: the tokens that are learned as targets
+    origin: str
+    answers: tuple[str, ...] = ()  # what each span says, stop token included; empty for a raw text
+    turns: tuple[int, ...] = ()  # the messages that the spans are
+    cut: bool = False  # the last answer lacks its end: no stop token is learned
+
+    @property
+    def learned(self) -> int:
+        return sum(end - start for start, end in self.spans)
+
+
+@dataclass(frozen=True, slots=True)
+class _Turn:
+    index: int
+    prompt: Marked
+    answer: Marked
+
+
+class Renderer:
+    """The one way from messages to tokens.
+
+    `stop_ids` are the generation config's end-of-sequence ids. `date` (YYYY-MM-DD) is what the template's
+    `strftime_now` gives. `notes` counts what the report should say; it grows with every `documents` call.
+    """
+
+    def __init__(self, tokenizer: Any, *, thinking: Thinking = "keep", date: str = "2026-11-24", stop_ids: Iterable[int] = ()):
+        self.tokenizer, self.thinking, self.date = tokenizer, thinking, date
+        self.encoder = Encoder(tokenizer)
+        self.notes: Counter[str] = Counter()
+        if tokenizer.eos_token is None:
+            raise UserError("the model's tokenizer names no end-of-sequence token; set eos_token in its tokenizer_config.json")
+        self._stop_ids = {tokenizer.eos_token_id, *stop_ids}
+        # text -> id of the tokens that end an answer; a generation config should name them all
+        self.stop_tokens = {token: index for token, index in self.encoder.ids.items() if index in self._stop_ids}
+        self._loaded: dict[str, tuple[Render, Habits]] = {}
+        probe_ids = tokenizer("x")["input_ids"]
+        self._bos = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None and probe_ids[:1] == [tokenizer.bos_token_id] else []
+        self._template(())
+
+    # --- what others ask ---
+
+    def prompt_ids(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = ()) -> list[int]:
+        """Exactly what a server feeds before the next assistant message. Raises RowError."""
+        prepared, _ = self._prepare(messages)
+        (prepared, tools), hidden = self.encoder.hide(prepared, list(tools))
+        return self._encode_prompts([Marked(self._prompt(prepared, tools), hidden)])[0]
+
+    def answer(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = ()) -> str:
+        """What the model should say after `prompt_ids(messages[:-1])`: the last message with its stop token. Raises RowError."""
+        return self._turns(Sample("", tuple(messages), tuple(tools)), only=len(messages) - 1)[0].answer.plain()
+
+    def documents(self, sample: Sample) -> list[Document]:
+        """One document for the sample, or several where history is rewritten between its turns. Raises RowError."""
+        found = self.documents_of([sample])[0]
+        if isinstance(found, RowError):
+            raise found
+        return found
+
+    def documents_of(self, samples: Sequence[Sample]) -> list[list[Document] | RowError]:
+        """As `documents`, for many samples, whose texts are tokenised together; a row's error stands in its place."""
+        result: list[list[Document] | RowError] = []
+        turns: list[_Turn] = []
+        spread: list[slice] = []
+        for sample in samples:
+            before = len(turns)
+            try:
+                found = [self._text_document(sample)] if sample.text is not None else []
+                turns += [] if found else self._turns(sample)
+                result.append(found)
+            except RowError as error:
+                result.append(error)
+            spread.append(slice(before, len(turns)))
+        prompts = self._encode_prompts([turn.prompt for turn in turns])
+        answers = self.encoder.continuations([turn.prompt for turn in turns], [turn.answer for turn in turns])
+        self.notes[JOINT_DIFFERS] += sum(differs for _, differs in answers)
+        for place, (sample, own) in enumerate(zip(samples, spread, strict=True)):
+            if own.stop > own.start:
+                result[place] = self._join(sample.origin, turns[own], prompts[own], [ids for ids, _ in answers[own]])
+        self.notes += Counter()  # leaves out zeros
+        return result
+
+    @property
+    def template(self) -> str:
+        """The chat template's text (JSON where there are several); "" where the model has none."""
+        template = self.tokenizer.chat_template or ""
+        return template if isinstance(template, str) else json.dumps(template, sort_keys=True)
+
+    @property
+    def prints_date(self) -> bool:
+        return "strftime_now" in self.template
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over everything that decides which tokens a sample gives. The date counts where the template prints it."""
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        if backend is not None:
+            vocabulary = backend.to_str().partition('"added_tokens"')[2]  # what stands before it changes with every padded call
+        else:
+            vocabulary = json.dumps(sorted(self.tokenizer.get_vocab().items())) + repr(self.tokenizer)
+        names = json.dumps(self.tokenizer.special_tokens_map, sort_keys=True)
+        date = self.date if self.prints_date else ""
+        parts = [str(RULES), self.template, vocabulary, names, self.thinking, date, str(sorted(self._stop_ids))]
+        return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+    # --- from messages to texts ---
+
+    def _template(self, tools: Sequence[Any]) -> tuple[Render, Habits] | None:
+        if not self.tokenizer.chat_template:
+            return None
+        text = self.tokenizer.get_chat_template(tools=list(tools) or None)
+        if text not in self._loaded:
+            render = compile_template(text, self.tokenizer, self.date)
+            habits = probe(render, self.encoder)
+            self._loaded[text] = (render, habits)
+            if habits.stop:
+                self.stop_tokens[habits.stop] = self.encoder.ids[habits.stop]
+        return self._loaded[text]
+
+    def _prepare(self, messages: Sequence[Message]) -> tuple[list[Message], list[str]]:
+        """Messages with their thinking where the setting and the template want it, and the thinking that the template removes."""
+        loaded = self._template(())
+        habit = loaded[1].thinking if loaded else "plain"
+        prepared, removed = [], []
+        for message in messages:
+            aside = ""
+            if message["role"] == "assistant":
+                thought, spoken = thought_and_spoken(message)
+                message = message | {"content": message.get("content") or ""}
+                if self.thinking != "keep" or habit == "removed":
+                    message = _without(message) | {"content": spoken}
+                    aside = thought if self.thinking == "keep" else ""
+                elif habit == "written" and thought:
+                    message = message | {"content": spoken, "reasoning_content": thought}
+                elif message.get("reasoning_content"):
+                    message = _without(message) | {"content": OPEN + thought + CLOSE + spoken}
+            prepared.append(message)
+            removed.append(aside)
+        return prepared, removed
+
+    def _prompt(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]]) -> str:
+        loaded = self._template(tools)
+        if loaded is not None:
+            return loaded[0](messages, tools, True)
+        if len(messages) != 1 or messages[0]["role"] != "user" or tools:
+            raise RowError(
+                "the model has no chat template, so that only one question and one answer can be written, without system prompt or tools; "
+                "take an instruct model, or put the instructions into the question with data.prompt"
+            )
+        return messages[0]["content"]
+
+    def _turns(self, sample: Sample, only: int | None = None) -> list[_Turn]:
+        prepared, removed = self._prepare(sample.messages)
+        (messages, removed, tools), hidden = self.encoder.hide(prepared, removed, list(sample.tools))
+        self.notes[SPECIAL_TEXT] += bool(hidden)
+        turns = []
+        for index, message in enumerate(messages):
+            wanted = message.get("learn", True) if only is None else index == only
+            if message["role"] != "assistant" or not wanted:
+                continue
+            if index == 0:
+                self.notes[UNASKED] += 1
+                continue
+            prompt = self._prompt(messages[:index], tools)
+            self._look_for(messages[:index], tools, prompt)
+            answer = self._answer(prompt, messages[: index + 1], tools, removed[index])
+            self.notes[THINK_TEXT] += bool(sample.messages[index].get("reasoning_content")) and OPEN in message["content"]
+            turns.append(_Turn(index, Marked(prompt, hidden), Marked(answer, hidden)))
+        if not turns:
+            raise RowError("no assistant message is there to be learned")
+        return turns
+
+    def _answer(self, prompt: str, messages: Sequence[Message], tools: Sequence[dict[str, Any]], thought: str) -> str:
+        loaded = self._template(tools)
+        if loaded is None:
+            return messages[-1]["content"] + self.tokenizer.eos_token
+        render, habits = loaded
+        body, held = _behind(prompt, render(messages, tools, False), messages[-1], habits)
+        if habits.closed and thought:
+            self.notes[THINK_CLOSED] += 1
+            thought = ""
+        start, close = habits.block or ("", "")
+        bare = not (habits.opened or habits.closed or held)  # the generation prompt says nothing about thinking
+        if self.thinking == "drop" and not habits.opened:
+            body = body.removeprefix(habits.empty)
+        elif self.thinking == "empty" and bare and not body.startswith(habits.empty or start + close):
+            body = start + close + body.removeprefix(habits.lead)
+        elif thought:
+            body = start + thought + close + body
+        if held and body.startswith(held):
+            body = body[len(held) :]
+        elif held and habits.opened:
+            self.notes[THINK_OPENED] += 1
+            body = close + body
+        answer = self._until_stop(body, habits)
+        _find_calls(messages[-1:], answer, "the assistant's tool calls")
+        spoken = messages[-1]["content"].strip()
+        if spoken not in answer:
+            if not messages[-1].get("tool_calls"):
+                raise RowError("the model's chat template leaves out or changes the answer's text")
+            self.notes[BESIDE_CALLS] += 1
+        return answer
+
+    def _until_stop(self, body: str, habits: Habits) -> str:
+        """The answer up to and including its stop token; what the template writes behind that belongs to later prompts."""
+        last = 0
+        for start, end in self.encoder.find(body):
+            if body[start:end] in self.stop_tokens:
+                return body[:end]
+            last = end
+        if last and not body[last:].strip():
+            return body[:last]  # a special token of this kind of answer (a tool call's end), which no list of stop tokens names
+        self.notes[NO_STOP] += 1
+        return body.removesuffix(habits.after) + self.tokenizer.eos_token
+
+    def _look_for(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]], prompt: str) -> None:
+        """Nothing of a row may be lost in silence."""
+        for tool in tools:
+            name = tool.get("function", tool).get("name", "")
+            if name not in prompt:
+                raise RowError(f"the model's chat template leaves out the tools ({name!r}); take a model whose template writes tools")
+        _find_calls(messages, prompt, "earlier tool calls")
+        for message in messages:
+            content = message.get("content")
+            if not isinstance(content, str) or message["role"] == "assistant" or content.strip() in prompt:
+                continue
+            if message["role"] == "tool" and json.dumps(content, ensure_ascii=False)[1:-1] not in prompt:
+                raise RowError("the model's chat template leaves out a tool's result; take a model whose template writes tool messages")
+            self.notes[LEFT_OUT] += message["role"] != "tool"
+
+    # --- from texts to tokens ---
+
+    def _encode_prompts(self, prompts: Sequence[Marked]) -> list[list[int]]:
+        bos = self.tokenizer.bos_token_id
+        result = []
+        for prompt, ids in zip(prompts, self.encoder.encode(prompts), strict=True):
+            if not self.tokenizer.chat_template:
+                ids = self._bos + ids
+            if bos is not None and ids[:2] == [bos, bos]:
+                if prompt.text.startswith(self.tokenizer.bos_token * 2):
+                    raise UserError(f"the model's chat template begins with two {self.tokenizer.bos_token}; take one out of chat_template")
+                ids = ids[1:]  # the tokenizer put one in front of the template's
+            result.append(ids)
+        return result
+
+    def _text_document(self, sample: Sample) -> Document:
+        text = sample.text or ""
+        if not text.strip():
+            raise RowError("the text is empty")
+        self.notes[SPECIAL_TEXT] += any(self.encoder.find(text))
+        ids = [*self._bos, *self.encoder.text(text), self.tokenizer.eos_token_id]
+        return Document(ids, ((1, len(ids)),), sample.origin)
+
+    def _join(self, origin: str, turns: Sequence[_Turn], prompts: Sequence[list[int]], answers: Sequence[list[int]]) -> list[Document]:
+        """One document as long as each prompt begins with all that came before it, token by token."""
+        documents: list[Document] = []
+        for turn, prompt, answer in zip(turns, prompts, answers, strict=True):
+            span = (len(prompt), len(prompt) + len(answer))
+            last = documents[-1] if documents else None
+            goes_on = last is not None and prompt[: len(last.ids)] == last.ids
+            if goes_on and last is not None:
+                documents.pop()
+                before = (last.spans, last.answers, last.turns)
+            else:
+                before = ((), (), ())
+            documents.append(
+                Document(prompt + answer, (*before[0], span), origin, (*before[1], turn.answer.plain()), (*before[2], turn.index))
+            )
+        self.notes[OWN_DOCUMENTS] += len(documents) > 1
+        return documents
+
+
+def thought_and_spoken(message: Message) -> tuple[str, str]:
+    """An assistant message's thinking, be it in `reasoning_content` or in a <think> block, and its text."""
+    content = message.get("content") or ""
+    if message.get("reasoning_content"):
+        return message["reasoning_content"], content
+    found = re.match(r"\s*<think>(.*?)</think>\s*", content, re.DOTALL) if "<think>" in content else None
+    return (found[1].strip("\n"), content[found.end() :]) if found else ("", content)
+
+
+def _without(message: Message) -> Message:
+    return {key: value for key, value in message.items() if key != "reasoning_content"}
+
+
+def _behind(prompt: str, full: str, message: Message, habits: Habits) -> tuple[str, str]:
+    """What the full rendering says where the prompt ends, and what the prompt holds that the full rendering does not."""
+    if full.startswith(prompt):
+        return full[len(prompt) :], ""
+    header = prompt.removesuffix(habits.held)
+    if habits.held and full.startswith(header):
+        return full[len(header) :], habits.held
+    spoken = message["content"].strip()
+    if spoken and not message.get("tool_calls") and spoken in full:
+        return full[full.rindex(spoken) :], ""
+    raise RowError("the model's chat template writes other things in front of the answer than a server feeds; mend chat_template")
+
+
+def _find_calls(messages: Sequence[Message], text: str, what: str) -> None:
+    for message in messages:
+        for call in message.get("tool_calls") or ():
+            name = call.get("function", call).get("name", "")
+            if name not in text:
+                raise RowError(f"the model's chat template leaves out {what} ({name!r}); take a model whose template writes tool calls")

@@ -1,0 +1,164 @@
+"""A chat template: rendering it as `transformers` does, with the date frozen, and finding out what it does by asking it.
+
+Nothing is known about a template by its name. A question and an answer made of words that stand nowhere else are
+rendered, and the text around them shows the stop token, what the generation prompt holds, and where thinking goes.
+"""
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal
+
+from jinja2.exceptions import TemplateError
+
+from tunesmith.data.sample import Message, RowError
+from tunesmith.data.tokens import Encoder
+from tunesmith.errors import UserError
+
+Render = Callable[[Sequence[Message], Sequence[dict[str, Any]], bool], str]
+
+QUESTION, ANSWER, REASON = "tunesmithquestion", "tunesmithanswer", "tunesmithreason"
+OPEN, CLOSE = "<think>\n", "\n</think>\n\n"  # as DeepSeek-R1 and Qwen3 write thinking
+
+
+@dataclass(frozen=True, slots=True)
+class Habits:
+    """What a template does with the last assistant message."""
+
+    stop: str  # the special token that it writes after an answer; "" where it writes none
+    after: str  # what it writes after an answer where it writes no stop token
+    held: str  # what the generation prompt holds that the template does not write in front of an answer
+    thinking: Literal["written", "plain", "removed"]  # reasoning_content is written; <think> text is content; it is cut out
+    block: tuple[str, str] | None  # what it writes in front of thinking and between thinking and content
+    lead: str  # what it writes in front of an answer without thinking
+    empty: str  # the same, where it is an empty thinking block; else ""
+    opened: bool  # the generation prompt ends inside a thinking block
+    closed: bool  # the generation prompt ends behind a thinking block
+
+
+def compile_template(template: str, tokenizer: Any, date: str) -> Render:
+    """A function (messages, tools, generation prompt) -> text, equal to `tokenizer.apply_chat_template`.
+
+    `strftime_now` gives `date` (YYYY-MM-DD). It stands in the context because `apply_chat_template` turns a function
+    among its keyword arguments into text. `date_string` is not set: servers do not, and a template's own default counts.
+    Raises RowError with the template's reason.
+    """
+    from transformers.utils.chat_template_utils import _compile_jinja_template
+
+    try:
+        compiled = _compile_jinja_template(template)
+    except TemplateError as error:
+        raise UserError(f"the model's chat template is not valid: {error}; mend chat_template in its tokenizer files") from None
+    day = datetime.strptime(date, "%Y-%m-%d")
+    context = tokenizer.special_tokens_map | {"strftime_now": day.strftime, "documents": None}
+
+    def call(messages: Sequence[Message], tools: Sequence[dict[str, Any]], generation: bool) -> str:
+        return compiled.render(messages=messages, tools=list(tools) or None, add_generation_prompt=generation, **context)
+
+    def render(messages: Sequence[Message], tools: Sequence[dict[str, Any]], generation: bool) -> str:
+        messages = [_served(message) for message in messages]
+        calls = any("tool_calls" in message for message in messages)
+        try:
+            try:
+                text = call(messages, tools, generation)
+            except TypeError:
+                if not calls:
+                    raise
+                text = call(_arguments_as_text(messages), tools, generation)
+            if calls and _python_in(text, messages):
+                text = call(_arguments_as_text(messages), tools, generation)
+            return text
+        except (TemplateError, TypeError, KeyError, ValueError, AttributeError, IndexError) as error:
+            raise RowError(f"the model's chat template refuses it: {error}") from None
+
+    return render
+
+
+def _served(message: Message) -> Message:
+    """As a server hands it to the template: nothing of ours, nothing empty, thinking under both of its names."""
+    message = {key: value for key, value in message.items() if key != "learn" and value is not None}
+    if "reasoning_content" in message:
+        message.setdefault("thinking", message["reasoning_content"])
+    return message
+
+
+def _functions(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    return [call.get("function", call) for message in messages for call in message.get("tool_calls", ())]
+
+
+def _python_in(text: str, messages: Sequence[Message]) -> bool:
+    """A template that adds arguments to a text without `tojson` writes Python's {'a': 1} where JSON was meant."""
+    arguments = [function.get("arguments") for function in _functions(messages)]
+    return any(isinstance(value, dict) and value and str(value) in text for value in arguments)
+
+
+def _arguments_as_text(messages: Sequence[Message]) -> list[Message]:
+    def written(call: dict[str, Any]) -> dict[str, Any]:
+        function = call.get("function", call)
+        if not isinstance(function.get("arguments"), str):
+            function = function | {"arguments": json.dumps(function.get("arguments"), ensure_ascii=False)}
+        return call | {"function": function} if "function" in call else function
+
+    return [
+        message | {"tool_calls": [written(call) for call in message["tool_calls"]]} if "tool_calls" in message else message
+        for message in messages
+    ]
+
+
+def probe(render: Render, encoder: Encoder) -> Habits:
+    """Find out what a template does. Raises UserError where it cannot write a question and an answer."""
+    asked: list[Message] = [{"role": "user", "content": QUESTION}]
+    try:
+        prompt = render(asked, (), True)
+        plain = render([*asked, {"role": "assistant", "content": ANSWER}], (), False)
+    except RowError as error:
+        raise UserError(
+            f"one question and one answer cannot be written: {error}; check chat_template in the model's tokenizer files"
+        ) from None
+    if ANSWER not in plain:
+        raise UserError("the model's chat template leaves out the assistant's answer; check chat_template in its tokenizer files")
+    common = _common(prompt, plain)
+    held = prompt[len(common) :]
+    start = plain.index(ANSWER, len(common))
+    written, reasoned = plain[len(common) : start], _reasoned(render, asked)
+    stop, after = _ending(plain[start + len(ANSWER) :], encoder)
+
+    thinking, block = "plain", None
+    if reasoned is not None and REASON in reasoned and reasoned.startswith(common) and ANSWER in reasoned:
+        at = reasoned.index(REASON)
+        block = (reasoned[len(common) : at], reasoned[at + len(REASON) : reasoned.rindex(ANSWER)])
+        thinking = "written"
+    elif REASON not in (_reasoned(render, asked, inside=True) or REASON):
+        block, thinking = (OPEN, CLOSE), "removed"
+    tail = prompt.rstrip()
+    opened = tail.endswith("<think>") or (block is not None and thinking == "written" and not block[0] and bool(block[1]))
+    closed = tail.endswith("</think>")
+    empty = written if block and _solid(written) == _solid("".join(block)) and _solid(written) else ""
+    return Habits(stop, after, held, thinking, block, written, empty, opened, closed)  # type: ignore[arg-type]
+
+
+def _reasoned(render: Render, asked: list[Message], inside: bool = False) -> str | None:
+    answer = {"content": f"{OPEN}{REASON}{CLOSE}{ANSWER}"} if inside else {"content": ANSWER, "reasoning_content": REASON}
+    try:
+        return render([*asked, {"role": "assistant"} | answer], (), False)
+    except RowError:
+        return None
+
+
+def _ending(after: str, encoder: Encoder) -> tuple[str, str]:
+    """The stop token that a template writes after an answer, or "" and the text that stands there instead."""
+    for start, end in encoder.find(after):
+        return after[start:end], ""
+    return "", after
+
+
+def _solid(text: str) -> str:
+    return re.sub(r"\s+", "", text)
+
+
+def _common(a: str, b: str) -> str:
+    """The longest text that both begin with."""
+    length = next((n for n, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+    return a[:length]
