@@ -36,5 +36,5 @@ clean:
 	@touch $@
 
 .venv/model.stamp: .venv/install.stamp
-	.venv/bin/python -m tunesmith.models.builtin $(BUILTIN)
+	.venv/bin/python -m tunesmith.models.source $(BUILTIN)
 	@touch $@
