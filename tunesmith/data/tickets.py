@@ -200,7 +200,7 @@ ENGLISH = Language(
                 "You took too much money for the {product}.",
                 "My card was billed again for the {product}.",
                 "The discount on the {product} is missing from my bill.",
-                "The price on the bill for the {product} is too high.",
+                "The price on the bill for the {product} is not what you advertised.",
                 "I see two payments for one {product}.",
                 "My bank shows a strange fee for the {product}.",
                 "I paid for the {product}, but you say I did not pay.",

@@ -21,7 +21,7 @@ def score(predictions: list[str], references: list[str]) -> Scored:
         if ours == theirs:
             sums_N3L[row, 0, column[ours]] = 1
         right.append(float(ours == theirs))
-    return summed(right, sums_N3L.reshape(len(references), -1), _macro)
+    return summed(right, sums_N3L.reshape(len(references), 3 * len(column)), _macro)
 
 
 def suits(references: list[str]) -> bool:
