@@ -191,7 +191,7 @@ def make_tokenizer(family: str, template: str | None = None) -> Any:
     rstrip = set(others) if family == "phi-3" else set()
     backend.add_special_tokens([AddedToken(token, normalized=False, special=True, rstrip=token in rstrip) for token in specials])
     backend.add_tokens([AddedToken(word, normalized=False, special=False) for word in WORDS])
-    if family in ADDS_BOS:
+    if family in ADDS_BOS and bos is not None:
         backend.post_processor = processors.TemplateProcessing(
             single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, backend.token_to_id(bos))]
         )

@@ -76,7 +76,7 @@ class Renderer:
         self.stop_tokens = {token: index for token, index in self.encoder.ids.items() if index in self._stop_ids}
         self._loaded: dict[str, tuple[Render, Habits]] = {}
         probe_ids = tokenizer("x")["input_ids"]
-        self._bos = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None and probe_ids[:1] == [tokenizer.bos_token_id] else []
+        self.bos = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None and probe_ids[:1] == [tokenizer.bos_token_id] else []
         self._template(())
 
     # --- what others ask ---
@@ -120,6 +120,11 @@ class Renderer:
                 result[place] = self._join(sample.origin, turns[own], prompts[own], [ids for ids, _ in answers[own]])
         self.notes += Counter()  # leaves out zeros
         return result
+
+    @property
+    def stops(self) -> set[int]:
+        """Ids of the tokens that end an answer."""
+        return self._stop_ids | set(self.stop_tokens.values())
 
     @property
     def template(self) -> str:
@@ -276,7 +281,7 @@ class Renderer:
         result = []
         for prompt, ids in zip(prompts, self.encoder.encode(prompts), strict=True):
             if not self.tokenizer.chat_template:
-                ids = self._bos + ids
+                ids = self.bos + ids
             if bos is not None and ids[:2] == [bos, bos]:
                 if prompt.text.startswith(self.tokenizer.bos_token * 2):
                     raise UserError(f"the model's chat template begins with two {self.tokenizer.bos_token}; take one out of chat_template")
@@ -289,7 +294,7 @@ class Renderer:
         if not text.strip():
             raise RowError("the text is empty")
         self.notes[SPECIAL_TEXT] += any(self.encoder.find(text))
-        ids = [*self._bos, *self.encoder.text(text), self.tokenizer.eos_token_id]
+        ids = [*self.bos, *self.encoder.text(text), self.tokenizer.eos_token_id]
         return Document(ids, ((1, len(ids)),), sample.origin)
 
     def _join(self, origin: str, turns: Sequence[_Turn], prompts: Sequence[list[int]], answers: Sequence[list[int]]) -> list[Document]:
