@@ -72,5 +72,5 @@ def fake_tuned(folder: Any, **changes: Any) -> FakeTuned:
     delta = torch.randn(model.lm_head.weight.shape, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         model.lm_head.weight.add_(delta)
-    stop = frozenset({tokenizer.convert_tokens_to_ids("<|im_end|>")})
+    stop = frozenset({tokenizer.vocab["<|im_end|>"]})
     return FakeTuned("tiny", model, tokenizer, FakeRenderer(tokenizer, stop), delta=delta, **changes)

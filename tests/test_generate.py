@@ -30,7 +30,9 @@ def model(tuned):
 @pytest.fixture(scope="module")
 def prompts():
     draw = torch.Generator().manual_seed(3)
-    return [torch.randint(0, 256, (length,), generator=draw).tolist() for length in (3, 40, 1, 17, 8, 29, 40, 5, 2, 33, 11, 9, 21, 4, 13, 6)]
+    return [
+        torch.randint(0, 256, (length,), generator=draw).tolist() for length in (3, 40, 1, 17, 8, 29, 40, 5, 2, 33, 11, 9, 21, 4, 13, 6)
+    ]
 
 
 def reference(model, prompt, steps):
@@ -120,8 +122,7 @@ def test_our_packed_attention_is_left_for_generation_only(model, prompts):
         seen.append(True)
         return sdpa_attention_forward(*arguments, **settings)
 
-    known = OURS in AttentionInterface._global_mapping
-    before = AttentionInterface._global_mapping.get(OURS)
+    before = dict(AttentionInterface._global_mapping)
     AttentionInterface.register(OURS, ours)
     try:
         model.set_attn_implementation(OURS)
@@ -134,9 +135,8 @@ def test_our_packed_attention_is_left_for_generation_only(model, prompts):
         assert model.config._attn_implementation == OURS
     finally:
         model.set_attn_implementation("sdpa")
-        AttentionInterface._global_mapping.pop(OURS)
-        if known:
-            AttentionInterface.register(OURS, before)
+        AttentionInterface._global_mapping.clear()
+        AttentionInterface._global_mapping.update(before)
 
 
 def test_each_module_returns_to_its_own_mode(model):

@@ -9,7 +9,7 @@ Shapes: B prompts of a batch, T tokens (left-padded), V vocabulary.
 
 import queue
 import threading
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -84,7 +84,7 @@ def generate(
     return [results[row] for row in range(len(prompts))]
 
 
-def stream(model: Any, prompt: Sequence[int], stop_ids: Collection[int], sampling: Sampling) -> Iterator[int]:
+def stream(model: Any, prompt: Sequence[int], stop_ids: Collection[int], sampling: Sampling) -> Generator[int, None, None]:
     """The answer's tokens as they come, without the stop token. Closing the iterator stops the model."""
     limit = _positions(model)
     if limit and len(prompt) >= limit:

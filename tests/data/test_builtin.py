@@ -16,9 +16,7 @@ def ticket(row: dict[str, str]) -> str:
 
 def phrases(language: Language) -> list[Phrases]:
     flat = [language.layouts, language.openings, language.products, language.orders]
-    return flat + [
-        p for group in (language.problems, language.wishes, language.urgencies) for name, p in group.items() if name != "normal"
-    ]
+    return flat + [p for group in (language.problems, language.wishes, language.urgencies) for name, p in group.items() if name != "normal"]
 
 
 @pytest.mark.parametrize("name", SIZES)
@@ -107,5 +105,5 @@ def test_documents_are_short_in_the_builtin_models_tokens(builtin_model):
     for row in BUILTIN["tickets"]():
         text = tokenizer.apply_chat_template([{"role": "user", "content": row["prompt"]}], add_generation_prompt=True, tokenize=False)
         lengths.append(len(tokenizer(text + row["completion"], add_special_tokens=False)["input_ids"]) + 1)
-    assert 90 <= min(lengths) and max(lengths) <= 140
+    assert min(lengths) >= 90 and max(lengths) <= 140
     assert 100 <= sum(lengths) / len(lengths) <= 125

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import pytest
 
 from tests.fake_tuned import fake_tuned
@@ -24,14 +26,16 @@ def chat(origin: str, *turns: str, **extra) -> Sample:
 def says(monkeypatch, tuned):
     """Makes the model answer given texts; an answer that ends with … was cut at the limit."""
 
+    seen = SimpleNamespace()
+
     def script(*texts: str):
         def generate(model, prompts, stop_ids, sampling, *, on_progress=None):
             assert model is tuned.model and stop_ids == tuned.renderer.stop_ids
-            script.sampling, script.prompts = sampling, prompts
+            seen.sampling, seen.prompts = sampling, prompts
             return [Generated(tuned.tokenizer(text.removesuffix("…"))["input_ids"], not text.endswith("…")) for text in texts]
 
         monkeypatch.setattr(module, "generate", generate)
-        return script
+        return seen
 
     return script
 
@@ -53,7 +57,9 @@ def test_the_last_answer_is_the_reference_and_all_before_it_the_prompt(tuned, sa
 
 def test_messages_after_the_last_answer_are_not_fed(tuned, says):
     says("4")
-    sample = Sample("f:1", ({"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}, {"role": "user", "content": "thanks"}))
+    sample = Sample(
+        "f:1", ({"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}, {"role": "user", "content": "thanks"})
+    )
     assert evaluate(tuned, [sample], metrics=["exact_match"]).scores == {"exact_match": 1}
 
 

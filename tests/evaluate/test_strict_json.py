@@ -3,7 +3,9 @@ import pytest
 from tunesmith.evaluate.strict_json import container, mostly_json, parse, spell
 
 
-@pytest.mark.parametrize("text", ["NaN", '{"a": Infinity}', '{"a":1,"a":1}', "```json\n{}\n```", "Sure: {}", "{} {}", "{'a': 1}", "[1,]", "", "[" * 100_000])
+@pytest.mark.parametrize(
+    "text", ["NaN", '{"a": Infinity}', '{"a":1,"a":1}', "```json\n{}\n```", "Sure: {}", "{} {}", "{'a': 1}", "[1,]", "", "[" * 100_000]
+)
 def test_what_a_program_would_stumble_over_is_refused(text):
     with pytest.raises(ValueError):
         parse(text)

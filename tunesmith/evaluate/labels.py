@@ -14,4 +14,8 @@ def label(text: str) -> str:
 def are_labels(references: list[str]) -> bool:
     """Few distinct short texts: at most 200, and at most half as many as there are rows."""
     distinct = {label(text) for text in references}
-    return bool(distinct) and len(distinct) <= min(MOST_LABELS, len(references) / 2) and all(0 < len(text) <= LONGEST_LABEL for text in distinct)
+    return (
+        bool(distinct)
+        and len(distinct) <= min(MOST_LABELS, len(references) / 2)
+        and all(0 < len(text) <= LONGEST_LABEL for text in distinct)
+    )

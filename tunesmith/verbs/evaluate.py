@@ -146,7 +146,11 @@ def _evaluate(arguments: argparse.Namespace, tuned: Any, samples: list[Any], met
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(f"answers of {name or tuned.name}", total=len(samples))
         result = evaluate(
-            tuned, samples, metrics=metrics, sampling=sampling, on_progress=lambda done, total: bar.update(task, completed=done, total=total)
+            tuned,
+            samples,
+            metrics=metrics,
+            sampling=sampling,
+            on_progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
     return dataclasses.replace(result, model=name) if name else result
 
@@ -204,10 +208,13 @@ def _show(result: dict[str, Any], new: Any, folder: Path | None) -> None:
     for side in [against, result] if against else [result]:
         if side["unfinished"]:
             console.print(
-                f"{escape(side['model'])}: {side['unfinished']} of {side['answers']} answers were cut at the limit of tokens", highlight=False
+                f"{escape(side['model'])}: {side['unfinished']} of {side['answers']} answers were cut at the limit of tokens",
+                highlight=False,
             )
     if folder:
-        console.print(f"scores: {escape(str(folder / 'scores.json'))}\nanswers: {escape(str(folder / 'predictions.jsonl'))}", highlight=False)
+        console.print(
+            f"scores: {escape(str(folder / 'scores.json'))}\nanswers: {escape(str(folder / 'predictions.jsonl'))}", highlight=False
+        )
 
 
 def _cell(side: dict[str, Any], name: str) -> str:
