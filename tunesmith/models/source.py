@@ -40,6 +40,11 @@ def cache_folder() -> Path:
     return Path(os.environ.get("TUNESMITH_CACHE") or Path.home() / ".cache" / "tunesmith").expanduser()
 
 
+def builtin_folder(name: str, cache: Path | None = None) -> Path:
+    """Where a built-in model lies, or will lie, in the cache."""
+    return (cache or cache_folder()) / "models" / f"{name}-v{CONVERSION}"
+
+
 def locate(source: str, *, cache: Path | None = None, progress: Callable[[str], None] | None = None) -> Located:
     """The local folder of a model. `progress` is told in one sentence what takes long.
 
@@ -73,9 +78,8 @@ def _builtin(source: str, cache: Path, tell: Callable[[str], None]) -> Located:
     name = source.removeprefix("builtin:")
     if name not in BUILTIN:
         raise UserError(f"{source}: no such built-in model; there is {', '.join(f'builtin:{known}' for known in BUILTIN)}")
-    folder = _once(
-        cache, f"{name}-v{CONVERSION}", lambda aside: _convert(fetch_gguf(name, cache / "downloads", aside, tell), aside / "model", tell)
-    )
+    target = builtin_folder(name, cache)
+    folder = _once(target, lambda aside: _convert(fetch_gguf(name, cache / "downloads", aside, tell), aside / "model", tell))
     return Located(folder, name, "builtin", source)
 
 
@@ -84,7 +88,8 @@ def _file(path: Path, cache: Path, tell: Callable[[str], None]) -> Located:
         whole, state = path.resolve(), path.stat()
         # size and time stand for the content: hashing a large file at every start would take longer than loading it
         key = hashlib.sha256(f"{whole}:{state.st_size}:{state.st_mtime_ns}".encode()).hexdigest()[:12]
-        folder = _once(cache, f"{path.stem}-{key}-v{CONVERSION}", lambda aside: _convert(path, aside / "model", tell))
+        target = cache / "models" / f"{path.stem}-{key}-v{CONVERSION}"
+        folder = _once(target, lambda aside: _convert(path, aside / "model", tell))
         return Located(folder, path.stem, "gguf", str(whole))
     if path.suffix in PICKLES:
         raise UserError(f"{path}: {PICKLES[path.suffix]}", "convert it where you trust its source, and pass the folder of safetensors")
@@ -101,19 +106,18 @@ def _convert(gguf: Path, folder: Path, tell: Callable[[str], None]) -> Path:
     return folder
 
 
-def _once(cache: Path, name: str, build: Callable[[Path], Path]) -> Path:
-    """Folder `name` of the cache; built aside and renamed where it is not there yet."""
-    target = cache / "models" / name
+def _once(target: Path, build: Callable[[Path], Path]) -> Path:
+    """Folder `target` of the cache; built aside and renamed where it is not there yet."""
     if target.is_dir():
         return target
     from filelock import FileLock
 
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(target.parent / f".{name}.lock"):
+        with FileLock(target.parent / f".{target.name}.lock"):
             if target.is_dir():  # another process was first
                 return target
-            aside = target.parent / f".{name}.building"
+            aside = target.parent / f".{target.name}.building"
             shutil.rmtree(aside, ignore_errors=True)  # left by a kill: whoever holds the lock is alone here
             aside.mkdir()
             try:
