@@ -109,7 +109,7 @@ def test_problems_are_said_before_the_model_loads(folder, data, opened, tmp_path
         call(folder, "--data", tmp_path / "nowhere.jsonl")
     with pytest.raises(UserError, match="--limit"):
         call(folder, "--limit", "0")
-    with pytest.raises(UserError, match="rank=3: `evaluate` takes data[.]format"):
+    with pytest.raises(UserError, match=r"rank=3: `evaluate` takes data\.format"):
         call(folder, "rank=3")
     assert opened.names == []
 
