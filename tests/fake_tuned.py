@@ -17,7 +17,7 @@ class FakeRenderer:
     """ChatML by the tokenizer's template; refuses a message that says `refuse`, as a strict template would."""
 
     tokenizer: Any
-    stop_ids: frozenset[int]
+    stops: frozenset[int]
     asked: list[list[dict[str, Any]]] = field(default_factory=list)
 
     def prompt_ids(self, messages: Any, tools: Any = ()) -> list[int]:
@@ -37,7 +37,7 @@ class FakeRenderer:
             ids = self.tokenizer(sample.text)["input_ids"]
             return [SimpleNamespace(ids=ids, spans=((1, len(ids)),), origin=sample.origin)]
         prompt = self.prompt_ids(sample.messages[:-1])
-        answer = self.tokenizer(sample.messages[-1]["content"])["input_ids"] + sorted(self.stop_ids)
+        answer = self.tokenizer(sample.messages[-1]["content"])["input_ids"] + sorted(self.stops)
         return [SimpleNamespace(ids=prompt + answer, spans=((len(prompt), len(prompt) + len(answer)),), origin=sample.origin)]
 
 
@@ -46,7 +46,7 @@ class FakeTuned:
     name: str
     model: Any
     tokenizer: Any
-    renderer: FakeRenderer
+    renderer: Any  # FakeRenderer, or a real one
     has_adapter: bool = True
     run: Any = None
     delta: torch.Tensor | None = None

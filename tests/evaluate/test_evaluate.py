@@ -2,7 +2,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.fake_tuned import fake_tuned
+from tests.fake_tuned import FakeTuned, fake_tuned
+from tunesmith.data.render import Renderer
 from tunesmith.data.sample import Sample
 from tunesmith.errors import UserError
 from tunesmith.evaluate import evaluate as module
@@ -30,7 +31,7 @@ def says(monkeypatch, tuned):
 
     def script(*texts: str):
         def generate(model, prompts, stop_ids, sampling, *, on_progress=None):
-            assert model is tuned.model and stop_ids == tuned.renderer.stop_ids
+            assert model is tuned.model and stop_ids == tuned.renderer.stops
             seen.sampling, seen.prompts = sampling, prompts
             return [Generated(tuned.tokenizer(text.removesuffix("…"))["input_ids"], not text.endswith("…")) for text in texts]
 
@@ -102,6 +103,13 @@ def test_rows_that_the_template_refuses_are_all_named(tuned):
     assert error.value.problems[-2] == "and 5 more rows"
 
 
+def test_rows_without_a_question_or_an_answer_are_named(tuned):
+    answer, question = {"role": "assistant", "content": "x"}, {"role": "user", "content": "x"}
+    with pytest.raises(UserError) as error:
+        questions(tuned, [Sample("f:1", (answer,)), Sample("f:2", (question,)), Sample("f:3", (question, answer))])
+    assert [problem.split(": ")[0] for problem in error.value.problems[:-1]] == ["f:1", "f:2"]
+
+
 def test_thinking_is_kept_apart_as_a_server_does(tuned, says):
     says("<think>\nhm\n</think>\n\n4", "so</think>4", "<think>never ending…")
     result = evaluate(tuned, [chat(f"f:{i}", "2+2?", "4") for i in range(3)], metrics=["exact_match"])
@@ -139,3 +147,15 @@ def test_the_real_path_from_samples_to_scores(tuned):
     progress = []
     again = evaluate(tuned, said, metrics=["exact_match"], sampling=Sampling(5), on_progress=lambda *at: progress.append(at))
     assert again.scores == {"exact_match": 1} and progress == [(2, 2)]
+
+
+def test_the_real_renderer_serves_evaluation(tuned):
+    renderer = Renderer(tuned.tokenizer, stop_ids=[257])
+    real = FakeTuned("tiny", tuned.model, tuned.tokenizer, renderer)
+    samples = [chat("f:1", "one", "x"), chat("f:2", "another", "yes")]
+    ours, theirs = (evaluate(model, samples, sampling=Sampling(5)) for model in (real, tuned))
+    assert ours.rows == theirs.rows and ours.learned_tokens == theirs.learned_tokens == 6
+    assert ours.scores == pytest.approx(theirs.scores)
+    tool = {"type": "function", "function": {"name": "look_up", "parameters": {}}}
+    with pytest.raises(UserError, match=r"f:3: .*look_up"):  # a ChatML template has no place for tools
+        evaluate(real, [Sample("f:3", chat("", "one", "x").messages, (tool,))])

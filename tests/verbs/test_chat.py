@@ -157,5 +157,5 @@ def test_the_real_path(tuned, monkeypatch, capsys):
     """Nothing replaced but the terminal: the printed answer is what `generate` makes of the same prompt."""
     assert talk(monkeypatch, "--max-new-tokens", "12", typed="hi\n") == 0
     prompt = tuned.renderer.prompt_ids([{"role": "user", "content": "hi"}])
-    (made,) = generating.generate(tuned.model, [prompt], tuned.renderer.stop_ids, generating.Sampling(12))
+    (made,) = generating.generate(tuned.model, [prompt], tuned.renderer.stops, generating.Sampling(12))
     assert capsys.readouterr().out == chat.printable(tuned.tokenizer.decode(made.ids, skip_special_tokens=True)) + "\n"

@@ -12,11 +12,11 @@ from tunesmith.data.sample import Message, RowError, Sample
 from tunesmith.errors import UserError
 from tunesmith.evaluate.loss import perplexity, sample_loss
 from tunesmith.evaluate.metrics import METRICS
+from tunesmith.evaluate.rows import each
 from tunesmith.evaluate.scored import Scored, interval
 from tunesmith.generate import Sampling, generate
 
 LOSS = "loss"  # among the metrics' names, though no answer is generated for it
-SHOWN = 20  # rows named in an error
 LEAST_ROOM, MOST_ROOM, THINKING_ROOM = 32, 1024, 1024  # tokens
 
 
@@ -89,7 +89,7 @@ def evaluate(
     rows = [
         Answered(
             origin=question.origin,
-            prompt=_shown(question.messages[-1]["content"]) if question.messages else "",
+            prompt=_shown(question.messages[-1]["content"]),
             reference=question.reference,
             prediction=prediction,
             scores={name: result.per_row[at] for name, result in scored.items()},
@@ -112,8 +112,8 @@ def choose(metrics: list[str] | Literal["auto"], references: list[str]) -> list[
 
 
 def questions(tuned: Any, samples: Sequence[Sample]) -> list[Question]:
-    """The conversations among the samples, split before their last assistant turn."""
-    return [_question(tuned, sample) for sample in samples if sample.messages]
+    """The conversations among the samples, split before their last assistant turn. Raises UserError for those without one."""
+    return each([sample for sample in samples if sample.messages], lambda sample: _question(tuned, sample))
 
 
 def answer_room(tuned: Any, asked: Sequence[Question]) -> int:
@@ -129,7 +129,9 @@ def record(row: Answered) -> dict[str, Any]:
 
 
 def _question(tuned: Any, sample: Sample) -> Question:
-    last = max(at for at, message in enumerate(sample.messages) if message["role"] == "assistant")
+    last = max((at for at, message in enumerate(sample.messages) if message["role"] == "assistant"), default=0)
+    if not last:
+        raise RowError("there is no answer to compare with, or nothing is asked before it")
     answer, before = sample.messages[last], sample.messages[:last]
     reference = _shown(answer.get("content") or "")
     if answer.get("tool_calls"):  # as the template writes the call, since that is what the model has to write
@@ -139,7 +141,7 @@ def _question(tuned: Any, sample: Sample) -> Question:
 
 def _without_stop(tuned: Any, text: str) -> str:
     """Special tokens are left out of predictions, so the stop token goes from the reference too."""
-    for token in tuned.renderer.stop_ids:
+    for token in tuned.renderer.stops:
         text = text.removesuffix(tuned.tokenizer.decode([token]))
     return split_thinking(text)[1]
 
@@ -148,17 +150,9 @@ def _answers(
     tuned: Any, asked: list[Question], sampling: Sampling, on_progress: Callable[[int, int], None] | None
 ) -> list[tuple[str, str, bool]]:
     """(answer, thinking, stopped) of each question."""
-    prompts, refused = [], []
-    for question in asked:
-        try:
-            prompts.append(tuned.renderer.prompt_ids(question.messages, question.tools))
-        except RowError as error:
-            refused.append(f"{question.origin}: {error}")
-    if refused:
-        more = [f"and {len(refused) - SHOWN} more rows"] if len(refused) > SHOWN else []
-        raise UserError(*refused[:SHOWN], *more, "the model's chat template refuses these rows: mend them or leave them out")
+    prompts = each(asked, lambda question: tuned.renderer.prompt_ids(question.messages, question.tools))
     results = []
-    for made in generate(tuned.model, prompts, tuned.renderer.stop_ids, sampling, on_progress=on_progress):
+    for made in generate(tuned.model, prompts, tuned.renderer.stops, sampling, on_progress=on_progress):
         text = tuned.tokenizer.decode(made.ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         thinking, answer = split_thinking(text)
         results.append((answer, thinking, made.stopped))

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from tunesmith.data.sample import Sample
+from tunesmith.evaluate.rows import each
 from tunesmith.generate import serving
 
 
@@ -15,18 +16,17 @@ def sample_loss(tuned: Any, samples: Sequence[Sample]) -> tuple[float, int]:
     """(mean loss over the learned tokens in nats, how many there are), by the class's own head, a document at a time."""
     total, count = 0.0, 0
     with serving(tuned.model), torch.no_grad():
-        for sample in samples:
-            for document in tuned.renderer.documents(sample):
-                # a document's first token is never predicted
-                learned = [at for start, end in document.spans for at in range(max(start, 1), end)]
-                if not learned:
-                    continue
-                ids_1T = torch.tensor([document.ids], device=tuned.model.device)
-                positions_L = torch.tensor(learned, device=ids_1T.device)
-                # logits of the learned positions alone: all T of them times the vocabulary would not fit
-                logits_LV = tuned.model(input_ids=ids_1T, logits_to_keep=positions_L - 1, use_cache=False).logits[0]
-                total += F.cross_entropy(logits_LV.float(), ids_1T[0, positions_L], reduction="sum").item()
-                count += len(learned)
+        for document in [document for documents in each(samples, tuned.renderer.documents) for document in documents]:
+            # a document's first token is never predicted
+            learned = [at for start, end in document.spans for at in range(max(start, 1), end)]
+            if not learned:
+                continue
+            ids_1T = torch.tensor([document.ids], device=tuned.model.device)
+            positions_L = torch.tensor(learned, device=ids_1T.device)
+            # logits of the learned positions alone: all T of them times the vocabulary would not fit
+            logits_LV = tuned.model(input_ids=ids_1T, logits_to_keep=positions_L - 1, use_cache=False).logits[0]
+            total += F.cross_entropy(logits_LV.float(), ids_1T[0, positions_L], reduction="sum").item()
+            count += len(learned)
     return (total / count if count else 0.0), count
 
 

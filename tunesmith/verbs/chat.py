@@ -137,7 +137,7 @@ def _say(tuned: Any, talk: Talk, sampling: Any) -> dict[str, Any]:
     if talk.title:
         print(_styled(f"{talk.title}: ", sys.stdout), end="", flush=True)
     said = []
-    tokens = stream(tuned.model, prompt, tuned.renderer.stop_ids, sampling)
+    tokens = stream(tuned.model, prompt, tuned.renderer.stops, sampling)
     with contextlib.closing(tokens):
         try:
             for piece in detokenize(tuned.tokenizer, tokens):

@@ -1,0 +1,31 @@
+"""Rows that a model's chat template refuses are named together, not one at a time."""
+
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol, TypeVar
+
+from tunesmith.data.sample import RowError
+from tunesmith.errors import UserError
+
+SHOWN = 20  # rows named in an error
+
+
+class _Row(Protocol):
+    @property
+    def origin(self) -> str: ...
+
+
+R = TypeVar("R", bound=_Row)
+
+
+def each(rows: Iterable[R], make: Callable[[R], Any]) -> list[Any]:
+    """`make` of every row. Raises UserError naming the rows for which it raised RowError."""
+    made, refused = [], []
+    for row in rows:
+        try:
+            made.append(make(row))
+        except RowError as error:
+            refused.append(f"{row.origin}: {error}")
+    if refused:
+        more = [f"and {len(refused) - SHOWN} more rows"] if len(refused) > SHOWN else []
+        raise UserError(*refused[:SHOWN], *more, "the model's chat template refuses these rows: mend them or leave them out")
+    return made
