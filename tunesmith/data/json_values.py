@@ -118,6 +118,7 @@ class _Buffer:
         self.line = 1
         self._stream, self._newline = stream, newline
         self._text, self._at, self._ended = "", 0, False
+        self._column = 0  # characters of the current line that stood before `_text`
         self._decoder = Decoder()
 
     def skip_blank(self) -> str:
@@ -146,11 +147,12 @@ class _Buffer:
                 if cut and self._more(max(CHUNK, len(self._text) - self._at)):
                     continue
                 line = self.line + self._text.count(self._newline, self._at, error.pos)
-                raise BrokenJSON(line, explain(error, self._text[self._at :]) + self._began(line)) from None
+                reason = explain(error, self._text[self._at :], self._column_of(error.pos))
+                raise BrokenJSON(line, reason + self._began(line)) from None
             except ValueError as error:  # an integer of more digits than Python converts
                 raise BrokenJSON(self.line, f"a number that cannot be read ({error})") from None
-            if end == len(self._text) and self._more(CHUNK):
-                continue  # a number may go on
+            if isinstance(value, (int, float)) and end > len(self._text) - NEAR_END and self._more(CHUNK):
+                continue  # a number may go on: 12 and 12.5e3 begin alike
             found = Value(self.line, value, flaw)
             self.take(end - self._at)
             return found
@@ -158,19 +160,29 @@ class _Buffer:
     def _began(self, line: int) -> str:
         return f" (in the row that begins on line {self.line})" if line != self.line else ""
 
+    def _column_of(self, at: int) -> int:
+        begins = self._text.rfind(self._newline, 0, at)
+        return at - begins if begins >= 0 else self._column + at + 1
+
     def _more(self, count: int) -> bool:
+        """Read on, and let go of what was taken. At the end nothing changes."""
+        chunk = "" if self._ended else self._stream.read(count)
+        self._ended = chunk == ""
         if self._ended:
             return False
-        chunk = self._stream.read(count)
-        self._ended = chunk == ""
+        self._column = self._column_of(self._at) - 1
         self._text, self._at = self._text[self._at :] + chunk, 0
-        return not self._ended
+        return True
 
 
-def explain(error: json.JSONDecodeError, text: str) -> str:
+def explain(error: json.JSONDecodeError, text: str, column: int) -> str:
     """The parser's message in the user's words, with the column, and the likely cause. `text` begins with the value."""
     start = text.lstrip()
-    where = f"not valid JSON at column {error.colno}: "
+    before = error.doc[: error.pos].rstrip()
+    if error.msg.startswith("Expecting property name") and before.endswith(",") and error.doc[error.pos : error.pos + 1] == "}":
+        column -= error.pos - len(before) + 1  # Python before 3.13 points at the bracket, later ones at the comma
+        return f"not valid JSON at column {max(1, column)}: a comma before the closing bracket; take it out"
+    where = f"not valid JSON at column {column}: "
     if start.startswith(("{'", "[{'")):
         return "a Python dict literal, not JSON (names in single quotes): write rows with json.dumps(row), not print(row)"
     if start.startswith(("//", "#", "/*")):
@@ -179,9 +191,7 @@ def explain(error: json.JSONDecodeError, text: str) -> str:
         return where + "something follows the value; one object a line"
     if error.msg.startswith("Unterminated string"):
         return where + "a string is never closed: the text was cut short, or a quote is missing"
-    if "Illegal trailing comma" in error.msg or (
-        error.msg.startswith("Expecting property name") and error.doc[: error.pos].rstrip().endswith(",")
-    ):
+    if "Illegal trailing comma" in error.msg:
         return where + "a comma before the closing bracket; take it out"
     if error.msg.startswith("Expecting property name") and error.doc[error.pos : error.pos + 1] == "'":
         return where + "a name in single quotes; JSON takes double quotes"

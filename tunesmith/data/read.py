@@ -54,8 +54,8 @@ def read_rows(path: Path, name: str, report: FileReport | None = None) -> Iterat
 def _jsonl(stream: Iterable[str], name: str) -> Iterator[Row | BadRow]:
     decoder = Decoder()
     for number, line in enumerate(stream, start=1):
-        line = line.strip(" \t\r\n\ufeff")
-        if not line:
+        line = line.rstrip("\r\n").lstrip("\ufeff")
+        if not line.strip():
             continue
         if not line.strip("\x00"):
             yield BadRow(name, number, f"{len(line)} zero bytes: the writing program crashed here; rows may be missing")
@@ -63,7 +63,7 @@ def _jsonl(stream: Iterable[str], name: str) -> Iterator[Row | BadRow]:
         try:
             value, flaw = decoder.line(line)
         except json.JSONDecodeError as error:
-            yield BadRow(name, number, explain(error, line))
+            yield BadRow(name, number, explain(error, line, error.colno))
         except RecursionError:
             yield BadRow(name, number, "nested too deeply (thousands of brackets inside one another)")
         except ValueError as error:  # an integer of more digits than Python converts

@@ -1,13 +1,16 @@
 """`tunesmith data check FILE...` reports on files; `tunesmith data show FILE` prints what is learned, token by token."""
 
 import argparse
+import datetime
+import json
 import sys
+from pathlib import Path
 from typing import Any
 
 from tunesmith import config
 from tunesmith.errors import UserError
 
-SUMMARY = "look at data: check files, show the tokens that are learned"
+HELP = "look at data: check files, show the tokens that are learned"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,11 +47,29 @@ def _check(sources: list[str], data: config.Data, as_json: bool) -> int:
 
 
 def _show(sources: list[str], data: config.Data, arguments: argparse.Namespace) -> int:
-    from tunesmith.data import show
-
     if len(sources) > 1:
         raise UserError("data show looks at one source; name one file, folder, glob or builtin:NAME")
-    return show.show(sources[0], arguments.model, arguments.n)
+    from tunesmith.data.sources import load_samples
+
+    # rows that cannot be used are seen before a tokenizer is fetched
+    samples, _ = load_samples(sources[0], format=data.format, columns=data.columns, prompt=data.prompt, on_bad_row=data.on_bad_row)
+
+    from tunesmith.data.render import Renderer
+    from tunesmith.data.show import show
+    from tunesmith.models.load import load_tokenizer
+    from tunesmith.models.source import locate
+
+    folder = locate(arguments.model).folder
+    date = datetime.date.today().isoformat() if data.date == "today" else data.date
+    renderer = Renderer(load_tokenizer(folder), thinking=data.thinking, date=date, stop_ids=_stop_ids(folder))
+    return show(samples, renderer, arguments.n, max_length=data.max_length, on_overlength=data.on_overlength, served=arguments.served)
+
+
+def _stop_ids(folder: Path) -> list[int]:
+    """The end-of-sequence ids of the generation config, which may name several."""
+    path = folder / "generation_config.json"
+    stops = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path.exists() else None
+    return stops if isinstance(stops, list) else [] if stops is None else [stops]
 
 
 def _settings(words: list[str]) -> tuple[list[str], config.Data]:

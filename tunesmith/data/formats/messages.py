@@ -1,4 +1,4 @@
-"""A conversation, as OpenAI's interface and chat templates take it.
+r"""A conversation, as OpenAI's interface and chat templates take it.
 
     {"messages": [{"role": "system", "content": "Be brief."},
                   {"role": "user", "content": "What is the weather in Paris?"},

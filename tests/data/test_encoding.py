@@ -1,0 +1,43 @@
+import pytest
+
+from tunesmith.data.encoding import cure, guess, unmangle
+
+TEXTS = {
+    "GB18030": "最后五分钟订的，卖家特别好接单了，谢谢。这家店的菜很好吃，我们都喜欢，下次还会来的。",
+    "Big5": "這家店的菜很好吃，我們都喜歡，下次還會來的。請你看看這個，不要忘了時間，謝謝你們。",
+    "Shift-JIS": "これはペンです。この店の料理はとてもおいしいので、また来たいと思います。",
+    "EUC-KR": "이 가게의 음식은 아주 맛있어서 다시 오고 싶습니다. 우리는 모두 그것을 좋아하고 있다.",
+    "Windows-1252": "Le garçon a été très content d’être là, même après l’été à Orléans où il a vécu.",
+    "Windows-1251": "Это очень хороший ресторан, мы обязательно придём сюда ещё раз.",
+}
+CODECS = {
+    "GB18030": "gb18030",
+    "Big5": "big5",
+    "Shift-JIS": "cp932",
+    "EUC-KR": "euc_kr",
+    "Windows-1252": "cp1252",
+    "Windows-1251": "cp1251",
+}
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_guess_names_the_encoding_that_the_text_was_written_in(name):
+    assert guess(TEXTS[name].encode(CODECS[name])) == name
+
+
+def test_guess_of_noise_is_nothing():
+    assert guess(bytes(range(0x80, 0x8F)) * 4) is None
+
+
+def test_cure_is_a_command_with_a_name_that_iconv_knows():
+    assert cure("my file.csv", "Shift-JIS").startswith("iconv -f CP932 -t UTF-8 'my file.csv'")
+
+
+@pytest.mark.parametrize("codec", ["latin-1", "cp1252"])
+def test_unmangle_restores_text_decoded_with_the_wrong_table(codec):
+    assert unmangle("naïve café".encode().decode(codec)) == "naïve café"
+
+
+@pytest.mark.parametrize("text", ["plain", "naïve café", "价格", "x\u00a0y"])
+def test_unmangle_leaves_right_text_alone(text):
+    assert unmangle(text) is None

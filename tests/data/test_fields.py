@@ -1,0 +1,62 @@
+import pytest
+
+from tunesmith.data.fields import describe, dig, json_text, optional_text, parsed_list, required_text
+from tunesmith.data.sample import RowError
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (None, "null"),
+        (True, "true"),
+        (42, "the number 42"),
+        ("x", "the text 'x'"),
+        ([1, 2], "a list of 2"),
+        ({"a": 1}, "an object with a"),
+        ({}, "an object with nothing"),
+    ],
+)
+def test_describe(value, words):
+    assert describe(value) == words
+
+
+def test_required_text():
+    assert required_text({"a": " x "}, "a") == " x "
+    with pytest.raises(RowError, match="no 'a'"):
+        required_text({"b": 1}, "a")
+    for value, words in [(1, "the number 1, not a text"), ("", "'a' is empty"), (" \n", "'a' is blank: why")]:
+        with pytest.raises(RowError, match=words):
+            required_text({"a": value}, "a", "why")
+
+
+def test_optional_text():
+    assert [optional_text(values, "a") for values in ({}, {"a": None}, {"a": "  "}, {"a": "x"})] == ["", "", "", "x"]
+    with pytest.raises(RowError, match="the number 1, not a text"):
+        optional_text({"a": 1}, "a")
+
+
+def test_parsed_list():
+    assert [parsed_list(value, "a") for value in (None, "", [1], "[1]")] == [[], [], [1], [1]]
+    for value in ("{}", "[1", 3):
+        with pytest.raises(RowError, match="'a' is"):
+            parsed_list(value, "a")
+
+
+def test_json_text_is_compact_and_readable():
+    assert [json_text(value) for value in ("x", 7, True, ["é", 1.5], {"a": None})] == ["x", "7", "true", '["é",1.5]', '{"a":null}']
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [("a.b", 1), ("a.c.d", 2), ("l.0.x", 3), ("l.-1.x", 4), ("text.1", 5), ("e.f.g", 6), ("l.0", {"x": 3})],
+)
+def test_dig(path, value):
+    row = {"a": {"b": 1, "c": {"d": 2}}, "l": [{"x": 3}, {"x": 4}], "text.1": 5, "e.f": {"g": 6}}
+    assert dig(row, path) == value
+
+
+@pytest.mark.parametrize(("path", "part"), [("z", "z"), ("a.z", "z"), ("l.7.x", "7"), ("l.x", "x"), ("a.b.c", "c")])
+def test_dig_names_the_absent_part(path, part):
+    with pytest.raises(KeyError) as error:
+        dig({"a": {"b": 1}, "l": [{"x": 3}]}, path)
+    assert error.value.args[0] == part

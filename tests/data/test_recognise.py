@@ -1,0 +1,108 @@
+import gzip
+import json
+
+import pytest
+
+from tunesmith.data.recognise import Unreadable, open_text, recognise
+
+ROW = '{"text": "a"}\n'
+
+
+def found(tmp_path, name, content):
+    path = tmp_path / name
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return recognise(path, name)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "kind"),
+    [
+        ("a.jsonl", ROW * 2, "jsonl"),
+        ("a.ndjson", ROW, "jsonl"),
+        ("a.json", '[{"text": "a"}]', "json"),
+        ("a.json", '{"text": "a"}', "json"),
+        ("a.csv", "text,label\na,b\n", "csv"),
+        ("a.tsv", "text\tlabel\na\tb\n", "csv"),
+        ("a.txt", "words", "text"),
+        ("a.txt", "[1] a footnote\nand more", "text"),
+        ("a.md", "# Title", "text"),
+    ],
+)
+def test_the_name_says_the_kind(tmp_path, name, content, kind):
+    result = found(tmp_path, name, content)
+    assert (result.kind, result.warnings) == (kind, ())
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "kind", "words"),
+    [
+        ("a.json", ROW * 3, "jsonl", "JSON Lines"),
+        ("a.json", '{"broken": \n' + ROW * 3, "jsonl", "JSON Lines"),
+        ("a.jsonl", json.dumps([{"text": "a"}] * 3, indent=1), "json", "a JSON document"),
+        ("a.jsonl", '[{"text": "a"}, {"text": "b"}]\n', "json", "a JSON document"),
+        ("a.jsonl", json.dumps({"text": "a"}, indent=1), "json", "a JSON document"),
+        ("a.txt", ROW * 3, "jsonl", "JSON Lines"),
+        ("a.csv", ROW * 3, "jsonl", "JSON Lines"),
+        ("rows", ROW * 3, "jsonl", "without a suffix"),
+    ],
+)
+def test_the_content_counts_more_than_the_name_and_that_is_said(tmp_path, name, content, kind, words):
+    result = found(tmp_path, name, content)
+    assert result.kind == kind
+    assert words in result.warnings[0]
+
+
+def test_a_list_is_a_row_where_rows_follow(tmp_path):
+    assert found(tmp_path, "a.jsonl", '[1, 2]\n{"text": "a"}\n').kind == "jsonl"
+
+
+def test_encoding_line_ends_and_gzip(tmp_path):
+    assert found(tmp_path, "a.jsonl", b"\xef\xbb\xbf" + ROW.encode()).encoding == "utf-8-sig"
+    assert found(tmp_path, "a.csv", "a,b\r\n1,2\r\n").newline == "\n"
+    assert found(tmp_path, "a.csv", "a,b\r1,2\r").newline == "\r"
+    result = found(tmp_path, "a.jsonl", gzip.compress(ROW.encode()))
+    assert result.gzip
+    with open_text(tmp_path / "a.jsonl", result) as stream:
+        assert stream.read() == ROW
+
+
+@pytest.mark.parametrize(
+    ("content", "line", "words"),
+    [
+        (b"", 0, "empty (0 bytes)"),
+        (b" \n\r\n\t\n", 0, "blank lines"),
+        (b"\x00" * 100, 0, "zero bytes"),
+        (b"<!DOCTYPE html><html></html>", 1, "HTML"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", 1, "git lfs pull"),
+        (b"PAR1....", 0, "Parquet"),
+        (b"PK\x03\x04....", 0, "zip"),
+        ("x,y\n1,2\n".encode("utf-16"), 0, "UTF-16LE"),
+        ('{"text": "abcdef"}'.encode("utf-16-be"), 0, "UTF-16BE"),
+        ('{"text": "abcdef"}'.encode("utf-32"), 0, "UTF-32LE"),
+        (b"\x1f\x8b\x08broken", 0, "gzip"),
+        ('{"a": "é'.encode()[:-1], 1, "cut short"),
+        (b"a\nmenu\n" + "这家店的菜很好吃，我们都喜欢".encode("gb18030"), 3, "byte 7 is not UTF-8; the file looks like GB18030"),
+        ("中文的\n".encode() + "这家店的菜很好吃，我们都喜欢".encode("gb18030"), 2, "two encodings"),
+    ],
+)
+def test_what_is_no_text_is_refused_with_the_reason(tmp_path, content, line, words):
+    with pytest.raises(Unreadable) as error:
+        found(tmp_path, "a.jsonl", content)
+    assert (error.value.name, error.value.line) == ("a.jsonl", line)
+    assert words in error.value.reason
+
+
+def test_the_likely_encoding_is_kept(tmp_path):
+    with pytest.raises(Unreadable) as error:
+        found(tmp_path, "a.csv", "これはペンです。おいしいのでまた来たいと思います。".encode("cp932"))
+    assert error.value.encoding == "Shift-JIS"
+    assert "iconv -f CP932" in error.value.reason
+
+
+def test_unknown_kinds_missing_files_and_folders(tmp_path):
+    with pytest.raises(Unreadable, match=r"known are \.jsonl"):
+        found(tmp_path, "a.data", "words")
+    with pytest.raises(Unreadable, match="no such file"):
+        recognise(tmp_path / "none.jsonl", "none.jsonl")
+    with pytest.raises(Unreadable, match="a folder"):
+        recognise(tmp_path, "here")

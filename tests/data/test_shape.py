@@ -1,0 +1,103 @@
+import pytest
+
+from tunesmith.data.columns import Columns, parse
+from tunesmith.data.shape import guess, known, looks_like, of_row, of_rows, unknown
+from tunesmith.errors import UserError
+
+NONE = Columns({})
+
+
+def test_known_formats():
+    known("auto")
+    known("alpaca")
+    with pytest.raises(UserError, match=r"did you mean 'alpaca'.*there are auto, messages, alpaca, prompt, text"):
+        known("alpacca")
+
+
+@pytest.mark.parametrize(
+    ("row", "name"),
+    [
+        ({"instruction": "a", "output": "b", "text": "whole"}, "alpaca"),
+        ({"messages": [{"role": "user", "content": "x"}], "prompt": "p", "completion": "c"}, "messages"),
+        ({"prompt": "p", "completion": "c"}, "prompt"),
+        ({"text": "t", "url": "u"}, "text"),
+        ({"text": "t", "label": 1}, ""),
+        ({"question": "q"}, ""),
+    ],
+)
+def test_of_row(row, name):
+    assert of_row(row) == name
+
+
+def test_named_columns_decide_before_others():
+    row = {"prompt": "q", "completion": "a", "messages": [{"role": "user", "content": "x"}]}
+    assert of_row(row) == "messages"
+    assert of_row(row, Columns({"prompt": "x", "completion": "y"})) == "prompt"
+    assert of_row({"text": "t", "label": 1}, Columns({"text": "body"})) == "text"
+
+
+def test_of_rows_is_what_most_are():
+    alpaca, text = {"instruction": "a", "output": "b"}, {"text": "t"}
+    assert of_rows([text, alpaca, alpaca, {"x": 1}]) == "alpaca"
+    assert of_rows([{"x": 1}]) == ""
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"prompt": "p", "chosen": "a", "rejected": "b"}, "preference pairs.*{prompt: prompt, completion: chosen}"),
+        (
+            {"conversations": [{"from": "human", "value": "q"}], "chosen": {"from": "gpt", "value": "a"}, "rejected": {}},
+            "{prompt: conversations.0.value, completion: chosen.value}",
+        ),
+        ({"conversations": [{"from": "human", "value": "q"}]}, "ShareGPT"),
+        ({"tokens": ["a"], "tags": ["O"]}, "tagged tokens"),
+    ],
+)
+def test_foreign_shapes_have_names(row, words):
+    with pytest.raises(AssertionError, match=words):
+        raise AssertionError(looks_like(row))
+    assert looks_like(row) in unknown([row], NONE)
+
+
+@pytest.mark.parametrize(
+    ("row", "prompt", "completion"),
+    [
+        ({"id": 1, "question": "q", "answer": "a"}, "question", "answer"),
+        ({"query": "q", "response": "a"}, "query", "response"),
+        ({"input": "q", "output": "a"}, "input", "output"),
+        ({"text": "t", "label": "l"}, "text", "label"),
+        ({"mr": "m", "ref": "r"}, "mr", "ref"),
+        ({"userInput": {"text": "t"}, "labels": []}, "userInput.text", "labels"),
+        ({"fname": "f", "dialogue": "d", "summary": "s", "topic": "t"}, "dialogue", "summary"),
+        ({"Question": "q", "Answer": "a"}, "Question", "Answer"),
+    ],
+)
+def test_guess_by_names(row, prompt, completion):
+    assert guess([row]) == {"prompt": prompt, "completion": completion}
+    assert f"data.columns={{prompt: {prompt}, completion: {completion}}}" in unknown([row], NONE)
+
+
+def test_guess_by_values_finds_the_label_and_the_longest_text():
+    rows = [{"column1": str(i % 3), "column2": f"title {i}", "column3": f"a long text about {i}"} for i in range(30)]
+    assert guess(rows) == {"prompt": "column3", "completion": "column1"}
+    assert guess([{"x": "a", "y": "b"}]) is None
+
+
+def test_unknown_names_columns_shapes_and_misspellings():
+    text = unknown([{"instrution": "a", "outptu": "b"}], NONE)
+    for words in (
+        "columns instrution, outptu are no shape",
+        "'instrution' is close to 'instruction'",
+        "'outptu' is close to 'output'",
+        "alpaca (instruction, output)",
+    ):
+        assert words in text
+
+
+def test_unknown_with_columns_named_says_what_is_missing():
+    assert "gives prompt, but the shape prompt needs completion too: add data.columns={completion: THEIR_COLUMN}" in unknown(
+        [{"q": 1}], parse({"prompt": "q"}, None)
+    )
+    assert unknown([{"q": 1}], parse(None, "{q}")).startswith("data.prompt gives prompt")
+    assert "which no shape has together" in unknown([{"q": 1}], parse({"text": "q", "output": "q"}, None))
