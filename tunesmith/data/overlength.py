@@ -120,6 +120,6 @@ def without_middle(text: str, keep: int) -> str:
         return GAP.strip()
     head, tail = text[: keep - keep // 2], text[len(text) - keep // 2 :] if keep >= 2 else ""
     cut, start = head.rfind(" "), tail.find(" ")
-    head = head[:cut] if cut > len(head) * 3 // 4 else head
-    tail = tail[start:] if 0 <= start < len(tail) // 4 else tail
+    head = head[:cut] if cut > len(head) // 2 else head
+    tail = tail[start:] if 0 <= start <= len(tail) // 2 else tail
     return head.rstrip() + GAP + tail.lstrip()

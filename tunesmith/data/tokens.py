@@ -145,9 +145,15 @@ class Encoder:
         result: list[tuple[list[int], bool]] = []
         for anchor, answer, ids in zip(anchors, answers, joint, strict=True):
             head = border[_key(anchor)]
-            same = ids[: len(head)] == head
+            same = ids[: len(head)] == head and not (answer.text[:1].isspace() and self._swallows(anchor.text))
             result.append((ids[len(head) :] if same else self.alone(answer), not same))
         return result
+
+    def _swallows(self, anchor: str) -> bool:
+        """Whether blanks at an answer's beginning would be lost: some role tokens (Phi-3's) take those behind them along."""
+        for start, end in self.find(anchor):
+            return start == 0 and self._strips.get(anchor[:end], (False, False))[1] and not anchor[end:].strip()
+        return False
 
     def last(self, text: str) -> int:
         """Where the last special token of a text begins; 0 where there is none."""
