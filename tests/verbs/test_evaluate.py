@@ -147,3 +147,22 @@ def test_the_fingerprint_is_of_what_rows_say_not_of_the_file(tmp_path, data):
     other.write_text(json.dumps([{"instruction": row["prompt"], "output": row["completion"]} for row in ROWS]))
     one, two = load_samples(data)[0], load_samples(str(other))[0]
     assert verb.fingerprint(one) == verb.fingerprint(two) != verb.fingerprint(one[::-1])
+
+
+def test_a_loss_that_is_not_finite_is_null_and_said(folder, opened, capsys):
+    import torch
+
+    with torch.no_grad():
+        opened.tuned.model.model.norm.weight.fill_(float("nan"))
+    call(folder, "--metrics", "loss")
+    assert json.loads((folder / "scores.json").read_text(), parse_constant=pytest.fail)["scores"] == {"loss": None, "perplexity": None}
+    assert capsys.readouterr().out.count("not finite") == 2
+
+
+def test_the_help_names_every_metric():
+    from tunesmith.evaluate.metrics import METRICS
+
+    parser = argparse.ArgumentParser()
+    verb.add_arguments(parser)
+    told = parser.format_help()
+    assert [name for name in ["loss", *METRICS] if name not in told] == []

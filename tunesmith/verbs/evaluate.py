@@ -1,12 +1,11 @@
 """Scores of a model on data it was not trained on, next to another model's where asked."""
 
 import argparse
-import contextlib
 import hashlib
 import json
+import math
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from tunesmith.errors import UserError
 
 HELP = "loss, exact match, JSON fields, accuracy of a run, an adapter or a base model on data"
 SETTINGS = ("data.format", "data.columns", "data.prompt", "data.on_bad_row")
+WITHOUT_ADAPTER = "\0"  # no source is called that
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,12 +37,15 @@ def run(arguments: argparse.Namespace) -> int:
     from tunesmith.tuned import open_tuned
 
     tuned = open_tuned(arguments.model)
-    metrics = _metrics(arguments, run)
+    metrics, other = _metrics(arguments, run), _other(arguments, tuned)
     new = _evaluate(arguments, tuned, samples, metrics)
     old = None
-    if arguments.against:
-        with _other(arguments, tuned) as (other, name):
-            old = _evaluate(arguments, other, samples, metrics, name)
+    if other == WITHOUT_ADAPTER:
+        with tuned.without_adapter():
+            old = _evaluate(arguments, tuned, samples, metrics, arguments.against)
+    elif other:
+        del tuned  # two models at once might not fit
+        old = _evaluate(arguments, open_tuned(other), samples, metrics, arguments.against)
     result = report(source, samples, new, old)
     if run is not None:
         _write(folder, result, new, old)
@@ -116,20 +119,15 @@ def _metrics(arguments: argparse.Namespace, run: config.Run | None) -> Any:
     return run.evaluate.metrics if run else "auto"
 
 
-@contextlib.contextmanager
-def _other(arguments: argparse.Namespace, tuned: Any) -> Iterator[tuple[Any, str]]:
-    """The model to compare with, and its name in the table."""
-    from tunesmith.tuned import open_tuned
-
+def _other(arguments: argparse.Namespace, tuned: Any) -> str | None:
+    """The source of the model to compare with, or WITHOUT_ADAPTER; None where nothing is compared."""
     if arguments.against != "base":
-        yield open_tuned(arguments.against), arguments.against
-    elif tuned.has_adapter:
-        with tuned.without_adapter():
-            yield tuned, "base"
-    elif tuned.run is not None and tuned.run.model.source:  # full tuning: the base is another set of weights
-        yield open_tuned(tuned.run.model.source), "base"
-    else:
-        raise UserError(f"--against base: {arguments.model} is a base model itself; name another model")
+        return arguments.against
+    if tuned.has_adapter:
+        return WITHOUT_ADAPTER
+    if tuned.run is not None and tuned.run.model.source:  # full tuning: the base is another set of weights
+        return tuned.run.model.source
+    raise UserError(f"--against base: {arguments.model} is a base model itself; name another model")
 
 
 def _evaluate(arguments: argparse.Namespace, tuned: Any, samples: list[Any], metrics: Any, name: str | None = None) -> Any:
@@ -158,7 +156,8 @@ def _evaluate(arguments: argparse.Namespace, tuned: Any, samples: list[Any], met
 def _scores(evaluation: Any) -> dict[str, Any]:
     return {
         "model": evaluation.model,
-        "scores": evaluation.scores,
+        # JSON has no word for a loss that is not finite
+        "scores": {name: value if math.isfinite(value) else None for name, value in evaluation.scores.items()},
         "intervals": {name: list(ends) for name, ends in evaluation.intervals.items()},
         "answers": len(evaluation.rows),
         "unfinished": evaluation.unfinished,
@@ -218,9 +217,9 @@ def _show(result: dict[str, Any], new: Any, folder: Path | None) -> None:
 
 
 def _cell(side: dict[str, Any], name: str) -> str:
-    value = side["scores"].get(name)
+    value = side["scores"][name]
     if value is None:
-        return ""
+        return "not finite"
     if name in ("loss", "perplexity"):
         return f"{value:.4g}"
     span = side["intervals"].get(name)
