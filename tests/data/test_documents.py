@@ -53,6 +53,15 @@ def test_flat_arrays_hold_the_documents_and_the_fates_add_up(renderer):
     assert documents.origins[:3] == ["a.jsonl:1", "a.jsonl:2", "a.jsonl:3"] and set(documents.origins[3:]) == {"b.txt:1"}
 
 
+@pytest.mark.parametrize("batch", [1, 2, 3])
+def test_batches_change_nothing(renderer, monkeypatch, batch):
+    whole, report = prepare(ROWS, renderer, max_length=100)
+    monkeypatch.setattr(module, "BATCH", batch)
+    documents, same = prepare(ROWS, renderer, max_length=100)
+    assert same == report and documents.fingerprint == whole.fingerprint and documents.origins == whole.origins
+    assert report["proof"] == {"documents": len(documents), "spans": 4, "approximate": 0} and report["answers_without_end"] == 0
+
+
 def test_hashes_are_over_what_they_name(renderer):
     documents, report = prepare(ROWS, renderer, max_length=100)
     assert report["template_sha256"] == hashlib.sha256(TEMPLATES["qwen2.5"].encode()).hexdigest()

@@ -251,8 +251,10 @@ def test_a_tokenizer_that_puts_blanks_before_words_puts_none_before_an_answer():
     backend.decoder = decoders.Metaspace(prepend_scheme="first")
     backend.add_special_tokens(["<s>", "</s>", "[/INST]"])
     tokenizer: Any = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>")
-    tokenizer.chat_template = "{{ bos_token }}{% for message in messages %}"
+    tokenizer.chat_template = (
+        "{{ bos_token }}{% for message in messages %}"
         "{{ message.content + ('[/INST]' if message.role == 'user' else eos_token) }}{% endfor %}"
+    )
     renderer = Renderer(tokenizer)
     assert renderer.encoder.adds_blank
     [document] = renderer.documents(sample(user("Hi"), assistant("Yes.")))

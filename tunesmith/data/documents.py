@@ -6,7 +6,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tunesmith.data.overlength import OnOverlength, fit
-from tunesmith.data.proof import Proved, prove
+from tunesmith.data.proof import prove
 from tunesmith.data.render import Document, Renderer
 from tunesmith.data.sample import RowError, Sample
 from tunesmith.errors import UserError
@@ -78,9 +78,7 @@ def prepare(
         if progress is not None:
             progress(len(samples), len(samples))
         return found
-    kept, report = _render(samples, renderer, max_length, on_overlength, on_bad_row, progress)
-    documents = _flatten(kept)
-    proved: Proved = prove(kept, renderer)
+    documents, report = _render(samples, renderer, max_length, on_overlength, on_bad_row, progress)
     report |= {
         "documents": len(documents),
         "tokens": documents.tokens,
@@ -90,13 +88,23 @@ def prepare(
         "on_overlength": on_overlength,
         "thinking": renderer.thinking,
         "date": renderer.date if renderer.prints_date else None,
-        "proof": dataclasses.asdict(proved),
         "template_sha256": hashlib.sha256(renderer.template.encode()).hexdigest() if renderer.template else None,
         "mask_sha256": documents.fingerprint,
     }
     if cache is not None:
         _save(cache, key, documents, report)
     return documents, report
+
+
+@dataclass(slots=True)
+class _Fates:
+    """What became of the rows; those of `bad` are in `dropped` too."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    dropped: list[dict[str, str]] = field(default_factory=list)
+    cut: list[str] = field(default_factory=list)
+    bad: list[str] = field(default_factory=list)  # the template cannot write them
+    long: list[str] = field(default_factory=list)  # `error`, or `split` of a conversation
 
 
 def _render(
@@ -106,51 +114,53 @@ def _render(
     on_overlength: OnOverlength,
     on_bad_row: str,
     progress: Callable[[int, int], None] | None,
-) -> tuple[list[Document], dict[str, Any]]:
+) -> tuple[Documents, dict[str, Any]]:
+    """Batch by batch into flat arrays: a token takes 4 bytes there, 36 in a list."""
     notes_before = renderer.notes.copy()
-    documents: list[Document] = []
-    dropped: list[dict[str, str]] = []
-    bad: list[str] = []
-    long: list[str] = []
-    cut: list[str] = []
-    fates: Counter[str] = Counter()
+    fates, flat, proved = _Fates(), [], Counter[str]()
     for first in range(0, len(samples), BATCH):
         batch = samples[first : first + BATCH]
-        for sample, found in zip(batch, renderer.documents_of(batch), strict=True):
-            if isinstance(found, RowError):
-                bad.append(f"{sample.origin}: {found}")
-                dropped.append({"origin": sample.origin, "reason": str(found)})
-                continue
-            notes = renderer.notes.copy()  # rendering a row again to fit it must not count it again
-            fitted = fit(sample, found, renderer, max_length=max_length, on_overlength=on_overlength)
-            renderer.notes = notes
-            documents += fitted.documents
-            if fitted.fate == "refused":
-                long.append(f"{sample.origin}: {fitted.reason}")
-            elif fitted.fate == "dropped":
-                dropped.append({"origin": sample.origin, "reason": fitted.reason})
-            else:
-                fates[fitted.fate] += 1
-                cut += [sample.origin] if fitted.fate == "cut" else []
+        found = renderer.documents_of(batch)
+        documents = [
+            document
+            for sample, these in zip(batch, found, strict=True)
+            for document in _fit(sample, these, renderer, max_length, on_overlength, fates)
+        ]
+        proved.update(dataclasses.asdict(prove(documents, renderer)))
+        proved["answers_without_end"] += sum(document.cut for document in documents)
+        flat.append(_flatten(documents))
         if progress is not None:
             progress(min(first + BATCH, len(samples)), len(samples))
-    _refuse(bad if on_bad_row == "error" else [], long, max_length)
-    if not documents:
-        reasons = Counter(row["reason"] for row in dropped)
+    _refuse(fates.bad if on_bad_row == "error" else [], fates.long, max_length)
+    if not any(len(documents) for documents in flat):
+        reasons = Counter(row["reason"] for row in fates.dropped)
         why = "; ".join(f"{reason} ({count} rows)" for reason, count in reasons.most_common(3)) or "there are no rows"
         raise UserError(f"no row is left to learn from: {why}")
-    report: dict[str, Any] = {
-        "rows": len(samples),
-        "kept": fates["kept"],
-        "cut": fates["cut"],
-        "split": fates["split"],
-        "dropped": dropped,
-        "cut_origins": cut,
-        "answers_without_end": sum(document.cut for document in documents),
-        "notes": dict(sorted((renderer.notes - notes_before).items())),
-    }
-    assert report["kept"] + report["cut"] + report["split"] + len(dropped) == len(samples)
-    return documents, report
+    counts = {fate: fates.counts[fate] for fate in ("kept", "cut", "split")}
+    assert sum(counts.values()) + len(fates.dropped) == len(samples)
+    report = {"rows": len(samples), **counts, "dropped": fates.dropped, "cut_origins": fates.cut}
+    report |= {"answers_without_end": proved.pop("answers_without_end"), "notes": dict(sorted((renderer.notes - notes_before).items()))}
+    return _together(flat), report | {"proof": dict(proved)}
+
+
+def _fit(
+    sample: Sample, found: list[Document] | RowError, renderer: Renderer, max_length: int, on_overlength: OnOverlength, fates: _Fates
+) -> list[Document]:
+    if isinstance(found, RowError):
+        fates.bad.append(f"{sample.origin}: {found}")
+        fates.dropped.append({"origin": sample.origin, "reason": str(found)})
+        return []
+    notes = renderer.notes.copy()  # rendering a row again to fit it must not count it again
+    fitted = fit(sample, found, renderer, max_length=max_length, on_overlength=on_overlength)
+    renderer.notes = notes
+    if fitted.fate == "refused":
+        fates.long.append(f"{sample.origin}: {fitted.reason}")
+    elif fitted.fate == "dropped":
+        fates.dropped.append({"origin": sample.origin, "reason": fitted.reason})
+    else:
+        fates.counts[fitted.fate] += 1
+        fates.cut += [sample.origin] if fitted.fate == "cut" else []
+    return fitted.documents
 
 
 def _refuse(bad: list[str], long: list[str], max_length: int) -> None:
@@ -177,6 +187,17 @@ def _flatten(documents: Sequence[Document]) -> Documents:
         for begin, end in document.spans:
             learned_N[start + begin : start + end] = True
     return Documents(ids_N, learned_N, starts_D1, [document.origin for document in documents])
+
+
+def _together(flat: Sequence[Documents]) -> Documents:
+    before_B = np.cumsum([0, *(documents.tokens for documents in flat)])
+    starts = [documents.starts_D1[:-1] + before for documents, before in zip(flat, before_B, strict=False)]
+    return Documents(
+        np.concatenate([documents.ids_N for documents in flat]),
+        np.concatenate([documents.learned_N for documents in flat]),
+        np.concatenate([*starts, before_B[-1:]]),
+        [origin for documents in flat for origin in documents.origins],
+    )
 
 
 # --- the cache: two files beside each other, the JSON written last, so that it stands only where both are whole ---
