@@ -4,6 +4,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 from huggingface_hub import errors
@@ -14,9 +15,9 @@ from tunesmith.models import source
 from tunesmith.models.source import cache_folder, locate
 
 
-def refusal(name: str, **arguments: Path) -> str:
+def refusal(name: str) -> str:
     with pytest.raises(UserError) as caught:
-        locate(name, **arguments)
+        locate(name)
     return str(caught.value)
 
 
@@ -128,7 +129,7 @@ def test_a_hub_id_offline_says_what_to_do(tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_hub_id_is_a_snapshot_with_its_commit(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The hub is a stand-in that keeps snapshots as huggingface_hub does: a folder named by the commit."""
     snapshot = Path(shutil.copytree(tiny_llama, tmp_path / "snapshots/0123abcd"))
-    asked = {}
+    asked: dict[str, Any] = {}
 
     def snapshot_download(repo: str, *, revision: str | None, allow_patterns: list[str]) -> str:
         asked.update(repo=repo, revision=revision, patterns=allow_patterns)
@@ -173,9 +174,7 @@ def test_modelscope_is_optional(monkeypatch: pytest.MonkeyPatch, tiny_llama: Pat
 def test_as_a_command(tiny_llama: Path) -> None:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     for name, code in [(str(tiny_llama), 0), ("", 2)]:
-        done = subprocess.run(
-            [sys.executable, "-m", "tunesmith.models.source", name], capture_output=True, text=True, env=environment, check=False
-        )
-        assert done.returncode == code
+        command = [sys.executable, "-m", "tunesmith.models.source", name]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+        assert (done.returncode, done.stdout.strip()) == (code, name)
         assert "Traceback" not in done.stderr
-        assert done.stdout.strip() == name
