@@ -1,0 +1,74 @@
+"""Cross entropy over the learned positions only, from hidden states, without ever holding all logits.
+
+Logits are made for a few hundred positions at a time within a fixed budget; the gradient is made in the same pass. With a
+frozen head that is two matmuls a position (logits, and back to hidden states) and no third. With a trained head its own
+gradient is added up in fp32, chunk by chunk, into a buffer of the caller's.
+
+Shapes: N learned positions, C channels, V vocabulary, R rows of a chunk.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tunesmith.models.head import Head
+
+_BUDGET_BYTES = 64 * 1024**2  # fp32 logits of one chunk
+_BUDGET_BYTES_GPU = 512 * 1024**2
+
+
+def learned_loss(h_NC: Tensor, targets_N: Tensor, head: Head, scale: float = 1.0, head_gradient_VC: Tensor | None = None) -> Tensor:
+    """scale · Σ -log p(target), a scalar in fp32.
+
+    `head_gradient_VC` (fp32), where given, receives scale · dloss/dW of the head, ADDED during this call when gradients are
+    enabled: the caller must not multiply the returned loss before `backward`. A trained bias is not served here.
+    """
+    if h_NC.shape[0] == 0:
+        return h_NC.sum().float() * 0.0
+    return _LearnedLoss.apply(h_NC, targets_N, head, scale, head_gradient_VC)
+
+
+class _LearnedLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, h_NC: Tensor, targets_N: Tensor, head: Head, scale: float, head_gradient_VC: Tensor | None) -> Tensor:
+        wants_gradient = ctx.needs_input_grad[0] or head_gradient_VC is not None
+        dh_NC = torch.empty_like(h_NC) if ctx.needs_input_grad[0] else None
+        total = torch.zeros((), dtype=torch.float32, device=h_NC.device)
+        rows = chunk_rows(head.weight_VC.shape[0], h_NC.device.type)
+        for begin in range(0, h_NC.shape[0], rows):
+            h_RC, targets_R1 = h_NC[begin : begin + rows], targets_N[begin : begin + rows, None]
+            logits_RV = head.logits(h_RC)
+            logp_RV = torch.log_softmax(logits_RV, dim=-1, dtype=torch.float32)
+            total -= logp_RV.gather(1, targets_R1).sum()
+            if not wants_gradient:
+                continue
+            d_RV = logp_RV.exp_()
+            d_RV.scatter_add_(1, targets_R1, torch.full(targets_R1.shape, -1.0, device=h_NC.device))
+            if head.softcap is not None:
+                d_RV.mul_(1 - (logits_RV.float() / head.softcap).square_())
+            if head.scale * scale != 1.0:
+                d_RV.mul_(head.scale * scale)
+            d_RV = d_RV.to(h_NC.dtype)
+            if dh_NC is not None:
+                torch.mm(d_RV, head.weight_VC, out=dh_NC[begin : begin + rows])
+            if head_gradient_VC is not None:
+                head_gradient_VC += d_RV.T @ h_RC
+        ctx.dh_NC = dh_NC
+        return total * scale
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, None, None, None, None]:  # type: ignore[override]
+        return (None if ctx.dh_NC is None else ctx.dh_NC.mul_(g.to(ctx.dh_NC.dtype))), None, None, None, None
+
+
+def chunk_rows(vocabulary: int, device_type: str) -> int:
+    """Positions whose fp32 logits fit the budget, a multiple of 16, at least 16."""
+    budget = _BUDGET_BYTES if device_type == "cpu" else _BUDGET_BYTES_GPU
+    return max(16, budget // (4 * vocabulary) // 16 * 16)
+
+
+def loss_of_logits(logits_TV: Tensor, hidden_N: Tensor, targets_N: Tensor, scale: float = 1.0) -> Tensor:
+    """The same number from a class's own logits, where our head may not be used."""
+    logp_NV = torch.log_softmax(logits_TV[hidden_N].float(), dim=-1)
+    return -logp_NV.gather(1, targets_N[:, None]).sum() * scale

@@ -1,0 +1,131 @@
+"""The optimizer over named tensors: fp32 masters, gradient sums, clipping, schedules, and a state that is plain tensors.
+
+Whatever the model's dtype, gradients of several rows are added up in fp32 and the update is made in fp32: a trained tensor
+that is not fp32 (full tuning in bf16) has a master copy, from which it is rounded after each step.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tunesmith.errors import UserError
+from tunesmith.step.adam8bit import Adam8bit
+
+BETAS, EPSILON = (0.9, 0.999), 1e-8
+
+
+class Optimizer:
+    """AdamW (Loshchilov & Hutter 2019) over `{name: parameter}`."""
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter], kind: str, *, weight_decay: float, ratios: Mapping[str, float]):
+        self.parameters = dict(parameters)
+        self.masters = {n: p if p.dtype == torch.float32 else nn.Parameter(p.detach().float()) for n, p in self.parameters.items()}
+        self.ratios = dict(ratios)
+        groups: dict[float, list[Tensor]] = {}
+        for name, master in self.masters.items():
+            groups.setdefault(self.ratios.get(name, 1.0), []).append(master)
+        self.kind = kind
+        self._inner = _make(kind, [{"params": tensors, "ratio": ratio} for ratio, tensors in groups.items()], weight_decay)
+
+    def gather(self) -> None:
+        """After each backward pass: move gradients of masters' tensors over, adding in fp32."""
+        for name, parameter in self.parameters.items():
+            master = self.masters[name]
+            if master is not parameter and parameter.grad is not None:
+                if master.grad is None:
+                    master.grad = parameter.grad.float()
+                else:
+                    master.grad += parameter.grad
+                parameter.grad = None
+
+    def gradient_of(self, name: str) -> Tensor:
+        """The fp32 sum of gradients of one tensor, made where there is none yet."""
+        master = self.masters[name]
+        if master.grad is None:
+            master.grad = torch.zeros_like(master)
+        return master.grad
+
+    def clip(self, largest: float) -> Tensor:
+        """The gradient norm before clipping, as a tensor: nothing waits for the device here."""
+        gradients = [m.grad for m in self.masters.values() if m.grad is not None]
+        norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradients]))
+        if largest > 0:
+            factor = (largest / (norm + 1e-6)).clamp(max=1.0)
+            torch._foreach_mul_(gradients, factor)
+        return norm
+
+    def step(self, learning_rate: float) -> None:
+        for group in self._inner.param_groups:
+            group["lr"] = learning_rate * group["ratio"]
+        self._inner.step()
+        self.forget()
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                if self.masters[name] is not parameter:
+                    parameter.copy_(self.masters[name])
+
+    def forget(self) -> None:
+        """Drop the gradients."""
+        for name, parameter in self.parameters.items():
+            self.masters[name].grad = None
+            parameter.grad = None
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything but the parameters themselves, by `name.part`; masters too, where they are copies."""
+        tensors = {}
+        for name, master in self.masters.items():
+            if master is not self.parameters[name]:
+                tensors[f"{name}.master"] = master.detach()
+            for part, value in self._inner.state.get(master, {}).items():
+                tensors[f"{name}.{part}"] = value if isinstance(value, Tensor) else torch.tensor(float(value))
+        return tensors
+
+    @torch.no_grad()
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Copy a state back, into tensors as an undisturbed run would have allocated them. Raises UserError for a misfit."""
+        self._allocate()
+        wanted = self.state()
+        problems = [f"optimizer state has no {name}" for name in wanted if name not in tensors]
+        problems += [f"optimizer state has an unknown {name}" for name in tensors if name not in wanted]
+        if problems:
+            raise UserError(*problems[:20])
+        for name, value in wanted.items():
+            value.copy_(tensors[name])
+        for name, parameter in self.parameters.items():
+            if self.masters[name] is not parameter:
+                parameter.copy_(self.masters[name])
+
+    def _allocate(self) -> None:
+        """Let the optimizer make its state as its first step would, by a step that changes nothing."""
+        before = {name: master.detach().clone() for name, master in self.masters.items()}
+        for master in self.masters.values():
+            master.grad = torch.zeros_like(master)
+        self.step(0.0)
+        for name, master in self.masters.items():
+            master.data.copy_(before[name])
+
+
+def _make(kind: str, groups: list[dict[str, Any]], weight_decay: float) -> Any:
+    device = groups[0]["params"][0].device
+    common: dict[str, Any] = {"lr": 0.0, "betas": BETAS, "eps": EPSILON, "weight_decay": weight_decay}
+    if kind == "adamw":
+        return torch.optim.AdamW(groups, fused=device.type in ("cpu", "cuda"), **common)
+    if device.type == "cuda":
+        import bitsandbytes
+
+        return {"adamw_8bit": bitsandbytes.optim.AdamW8bit, "paged_adamw_8bit": bitsandbytes.optim.PagedAdamW8bit}[kind](groups, **common)
+    if kind == "paged_adamw_8bit":
+        raise UserError("train.optimizer: paged_adamw_8bit pages between a GPU and the host, and this run is on the CPU; take adamw_8bit or adamw")
+    return Adam8bit(groups, **common)
+
+
+def learning_rate(step: int, total: int, peak: float, schedule: str, warmup: float) -> float:
+    """The rate of optimizer step `step` (0 is the first): linear warm-up, then to zero at `total` by the schedule's shape."""
+    rising = round(warmup * total)
+    if step < rising:
+        return peak * (step + 1) / rising
+    share = (step - rising) / max(1, total - rising)
+    return peak * {"cosine": 0.5 * (1 + math.cos(math.pi * share)), "linear": 1 - share, "constant": 1.0}[schedule]
