@@ -1,0 +1,110 @@
+"""What asking a template finds out, family by family."""
+
+import datetime
+from typing import Any
+
+import pytest
+
+from tests.templates import TEMPLATES, make_tokenizer
+from tunesmith.data.sample import RowError
+from tunesmith.data.template import CLOSE, OPEN, Habits, compile_template, probe
+from tunesmith.data.tokens import Encoder
+from tunesmith.errors import UserError
+
+NONE: dict[str, Any] = {
+    "after": "",
+    "held": "",
+    "thinking": "plain",
+    "block": None,
+    "lead": "",
+    "empty": "",
+    "opened": False,
+    "closed": False,
+}
+EMPTY = "<think>\n\n</think>\n\n"
+
+FOUND: dict[str, dict[str, Any]] = {
+    "smollm2": {"stop": "<|im_end|>"},
+    "qwen2.5": {"stop": "<|im_end|>"},
+    "qwen3": {"stop": "<|im_end|>", "thinking": "written", "block": (OPEN, CLOSE), "lead": EMPTY, "empty": EMPTY},
+    "qwen3-thinking": {"stop": "<|im_end|>", "thinking": "written", "block": ("", CLOSE), "lead": CLOSE, "empty": CLOSE, "opened": True},
+    "deepseek-r1": {"stop": "<｜end▁of▁sentence｜>", "thinking": "removed", "block": (OPEN, CLOSE), "held": OPEN, "opened": True},
+    "llama-3.2": {"stop": "<|eot_id|>"},
+    "gemma-3": {"stop": "<end_of_turn>"},
+    "mistral": {"stop": "</s>", "lead": " "},
+    "phi-3": {"stop": "<|end|>"},
+    "glm": {"stop": ""},
+    "gpt-oss": {
+        "stop": "<|return|>",
+        "thinking": "written",
+        "block": ("<|channel|>analysis<|message|>", "<|end|><|start|>assistant<|channel|>final<|message|>"),
+        "lead": "<|channel|>final<|message|>",
+    },
+}
+
+
+def asked(template: str, family: str = "smollm2") -> Habits:
+    tokenizer = make_tokenizer(family, template)
+    return probe(compile_template(template, tokenizer, "2026-11-24"), Encoder(tokenizer))
+
+
+@pytest.mark.parametrize("family", TEMPLATES)
+def test_habits_of_each_family(family):
+    assert asked(TEMPLATES[family], family) == Habits(**(NONE | FOUND[family]))
+
+
+def test_text_behind_an_answer_is_known_where_nothing_stops():
+    habits = asked(
+        "{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    assert (habits.stop, habits.after) == ("", "\n")
+
+
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        ("{% for m in messages %}{{ m.content", "not valid"),
+        ("{{ raise_exception('needs a picture') }}", "needs a picture"),
+        ("{{ messages[0].content }}", "leaves out the assistant's answer"),
+    ],
+)
+def test_a_template_that_cannot_be_used_is_refused(template, reason):
+    with pytest.raises(UserError, match=reason):
+        asked(template)
+
+
+def test_rendering_is_what_transformers_renders():
+    today = datetime.date.today().isoformat()
+    talk: list[dict[str, Any]] = [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Yes.", "reasoning_content": "hm", "name": None, "learn": True},
+        {"role": "user", "content": "Why?"},
+    ]
+    served = [{key: value for key, value in message.items() if key != "learn"} for message in talk]
+    tools = [{"type": "function", "function": {"name": "find", "description": "é <b>"}}]
+    for family, template in TEMPLATES.items():
+        tokenizer = make_tokenizer(family)
+        render = compile_template(template, tokenizer, today)
+        for messages in (talk, talk[:2]):
+            for generation in (True, False):
+                expected = tokenizer.apply_chat_template(
+                    served[: len(messages)], tools=tools, add_generation_prompt=generation, tokenize=False
+                )
+                assert render(messages, tools, generation) == expected
+
+
+def test_what_a_template_raises_is_the_row_s_reason():
+    tokenizer = make_tokenizer("gemma-3")
+    render = compile_template(TEMPLATES["gemma-3"], tokenizer, "2026-11-24")
+    with pytest.raises(RowError, match="refuses it: Conversation roles must alternate"):
+        render([{"role": "assistant", "content": "Hi"}], (), False)
+
+
+def test_the_sandbox_holds():
+    """A template comes from the hub; it gets at nothing through what we hand over."""
+    tokenizer = make_tokenizer("smollm2")
+    message = {"role": "user", "content": "Hi"}
+    for attempt in ("messages.append(1)", "messages[0].update(role=1)", "strftime_now.__class__.__mro__", "strftime_now.__self__.year"):
+        with pytest.raises(RowError, match="refuses it"):
+            compile_template("{{ " + attempt + " }}", tokenizer, "2026-11-24")([message], (), False)
+    assert message == {"role": "user", "content": "Hi"}
