@@ -89,13 +89,13 @@ def test_absent_lists_are_empty_lists_where_the_column_is_always_a_list():
     wanted = Columns({"prompt": "q", "completion": "a"})
     assert absent_as_empty([{"q": "x", "a": [1]}, {"q": "y"}, {"q": "z", "a": None}], wanted) == {"completion": "[]"}
     assert absent_as_empty([{"q": "x", "a": {"b": 1}}, {"q": "y"}], wanted) == {"completion": "{}"}
-    rows: list[dict[str, Any]]
-    for rows in (
+    cases: list[list[dict[str, Any]]] = [
         [{"q": "x", "a": "t"}, {"q": "y"}],
         [{"q": "x", "a": [1]}, {"q": "y", "a": "t"}, {"q": "z"}],
         [{"q": "x"}],
         [{"q": "x", "a": [1]}],
-    ):
+    ]
+    for rows in cases:
         assert absent_as_empty(rows, wanted) == {}
     assert rename({"q": "y"}, wanted, {"completion": "[]"}) == {"prompt": "y", "completion": "[]"}
 

@@ -54,9 +54,17 @@ def test_json_array_cut_short_keeps_what_was_read(tmp_path):
 def test_json_of_one_object_and_its_kinds(tmp_path):
     assert read(tmp_path, "a.json", '{"prompt": "a", "tags": []}')[0] == {1: {"prompt": "a", "tags": []}}
     assert read(tmp_path, "b.json", '{"messages": [{"role": "user"}]}')[0] == {1: {"messages": [{"role": "user"}]}}
-    good, _, report = read(tmp_path, "c.json", '{"version": 1, "data": [{"a": 1}]}')
-    assert good == {1: {"a": 1}}
+    good, bad, report = read(tmp_path, "c.json", '\ufeff{"version": {"a": 1}, "data":\n[{"a": 1},\n{"a":\n2}, 7]\n, "b": 2}')
+    assert good == {2: {"a": 1}, 3: {"a": 2}}
+    assert list(bad) == [4]
     assert "under the key 'data'" in report.warnings[0]
+    good, bad, _ = read(tmp_path, "h.json", '[{"data": [{"a": 1},\n{"a": NaN}]}]')
+    assert (good, list(bad)) == ({1: {"a": 1}}, [2])
+    assert list(read(tmp_path, "i.json", '{"a": 1, "a": 2}')[1]) == [1]
+    one_row = {"prompt": "a", "labels": [{"slot": "x"}]}
+    assert read(tmp_path, "g.json", json.dumps(one_row))[0] == {1: one_row}
+    with pytest.raises(Unreadable, match=r"several lists of rows \(train, test\)"):
+        read(tmp_path, "f.json", '{"train": [{"a": 1}], "test": [{"a": 2}]}')
     path = tmp_path / "d.json"
     path.write_text('{"a": ["x", "y"], "b": ["1", "2"]}')
     assert list(read_rows(path, "d.json")) == [Row("d.json", 1, {"a": "x", "b": "1"}), Row("d.json", 1, {"a": "y", "b": "2"})]

@@ -118,6 +118,12 @@ def test_rows_of_another_known_shape_are_read_and_said():
     assert reports[0].bad[0].reason.startswith("this row is one of ShareGPT conversations")
 
 
+def test_raw_text_among_conversations_is_a_bad_row():
+    write("a.jsonl", [*pairs(3), {"text": "every token of this would be learned"}])
+    with pytest.raises(UserError, match=r"a\.jsonl:4: no 'prompt' \(the row has text\)"):
+        load_samples("a.jsonl")
+
+
 def test_a_format_that_is_asked_for_counts_for_every_row():
     write("a.jsonl", [{"text": "t", "label": 1}, {"instruction": "i", "output": "o"}])
     samples, reports = load_samples("a.jsonl", format="text", on_bad_row="skip")

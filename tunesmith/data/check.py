@@ -27,7 +27,7 @@ SHOWN = 5  # lines named in a warning
 MANGLED = re.compile("[\u00c2-\u00f4][\u0080-\u00bf\u0152\u0153\u0160\u0161\u0178\u017d\u017e\u0192\u02c6\u02dc\u2013-\u2122]")
 PLACEHOLDER = re.compile(r"\{\{\s*\w+\s*\}\}")
 
-Seen = dict[bytes, tuple[str, int]]  # fingerprint of a row -> file and line where it stood first
+Seen = dict[bytes, tuple[str, int]]  # fingerprint of a row -> file where it stood first, and which row of it
 
 
 def check(sources: list[str], reading: Reading | None = None) -> list[FileReport]:
@@ -75,11 +75,11 @@ def _repeated(samples: list[Sample], lines: list[int], file: str, seen: Seen) ->
     """Rows that stood before, in this file or in another one."""
     inside: list[int] = []
     outside: dict[str, list[int]] = defaultdict(list)
-    for sample, line in zip(samples, lines, strict=True):
-        where, _ = seen.setdefault(_fingerprint(sample), (file, line))
+    for index, (sample, line) in enumerate(zip(samples, lines, strict=True)):
+        where, first = seen.setdefault(_digest([sample.messages, sample.tools, sample.text]), (file, index))
         if where != file:
             outside[where].append(line)
-        elif seen[_fingerprint(sample)] != (file, line):
+        elif first != index:
             inside.append(line)
     warnings = [f"{_count(inside, 'exact duplicate')} of earlier rows: {_named(inside)}"] if inside else []
     for other, found in outside.items():
@@ -170,10 +170,6 @@ def _answer(sample: Sample) -> str:
 
 def _text(sample: Sample) -> str:
     return sample.text or "\n".join(message["content"] for message in sample.messages)
-
-
-def _fingerprint(sample: Sample) -> bytes:
-    return _digest([sample.messages, sample.tools, sample.text])
 
 
 def _digest(value: Any) -> bytes:

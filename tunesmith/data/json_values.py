@@ -7,11 +7,13 @@ stands twice, NaN and numbers beyond a double, halves of characters.
 
 import json
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import IO, Any
 
 CHUNK = 1 << 16  # characters
+SURROGATE = re.compile("[\ud800-\udfff]")
 NEAR_END = 16  # characters; longer than any JSON literal or escape that a chunk's end may cut
 
 
@@ -111,6 +113,24 @@ def values(stream: IO[str], newline: str = "\n") -> Iterator[Value]:
         separated = False
 
 
+def member(text: str, key: str) -> tuple[int, int]:
+    """Where the value of a key begins and ends in the text whose first object is known to be right."""
+    decoder = json.JSONDecoder()
+    at = _skip(text, text.index("{"), "{")
+    while True:
+        name, at = decoder.raw_decode(text, at)
+        begins = _skip(text, at, ":")
+        _, at = decoder.raw_decode(text, begins)
+        if name == key:
+            return begins, at
+        at = _skip(text, at, ",")
+
+
+def _skip(text: str, at: int, mark: str) -> int:
+    """Behind the next `mark`, and behind the white space around it."""
+    return re.compile(rf"[\s\ufeff]*{re.escape(mark)}\s*").match(text, at).end()  # type: ignore[union-attr]
+
+
 class _Buffer:
     """The part of the stream that is being looked at, and the line on which it begins."""
 
@@ -205,7 +225,7 @@ def explain(error: json.JSONDecodeError, text: str, column: int) -> str:
 
 def _lone_surrogate(value: Any) -> bool:
     if isinstance(value, str):
-        return any("\ud800" <= character <= "\udfff" for character in value)
+        return SURROGATE.search(value) is not None
     if isinstance(value, dict):
         return any(_lone_surrogate(name) or _lone_surrogate(inner) for name, inner in value.items())
     return isinstance(value, list) and any(_lone_surrogate(inner) for inner in value)

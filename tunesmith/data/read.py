@@ -6,6 +6,7 @@ cannot be read, or not past a line, raises `Unreadable`.
 """
 
 import csv
+import io
 import itertools
 import json
 import re
@@ -15,10 +16,27 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.data.fields import describe
-from tunesmith.data.json_values import BrokenJSON, Decoder, explain, values
+from tunesmith.data.json_values import BrokenJSON, Decoder, Value, explain, member, values
 from tunesmith.data.recognise import Found, Unreadable, open_text, recognise
 from tunesmith.data.sample import BadRow, FileReport
 
+# Keys under which an object holds a file's rows, rather than being a row itself.
+WRAPPERS = {
+    "data",
+    "rows",
+    "examples",
+    "items",
+    "records",
+    "instances",
+    "samples",
+    "dataset",
+    "train",
+    "test",
+    "validation",
+    "valid",
+    "dev",
+}
+ROW_LISTS = {"messages", "conversations", "prompt", "completion"}  # lists that belong to one row
 DELIMITERS = ",\t;|"
 
 
@@ -77,35 +95,45 @@ def _json(stream: Any, name: str, found: Found, report: FileReport) -> Iterator[
     held = None  # a first object is held back: alone in the file it may hold the rows inside
     try:
         for index, value in enumerate(values(stream, found.newline)):
-            if index == 0 and isinstance(value.value, dict) and not value.flaw:
+            if index == 0 and isinstance(value.value, dict):
                 held = value
                 continue
             if held is not None:
-                yield _row(name, held.line, held.value, "")
+                yield _row(name, held.line, held.value, held.flaw)
                 held = None
             yield _row(name, value.line, value.value, value.flaw)
         if held is not None:
-            yield from _alone(held.line, held.value, name, report)
+            yield from _alone(held, stream, name, found, report)
     except BrokenJSON as broken:
         if held is not None:
-            yield _row(name, held.line, held.value, "")
+            yield _row(name, held.line, held.value, held.flaw)
         raise Unreadable(name, broken.line, f"{broken.reason}; nothing after this place can be read") from None
 
 
-def _alone(line: int, value: dict[str, Any], name: str, report: FileReport) -> Iterator[Row | BadRow]:
+def _alone(only: Value, stream: Any, name: str, found: Found, report: FileReport) -> Iterator[Row | BadRow]:
     """The only object of a file: a row, or a wrapper around a list of rows, or columns of equally long lists."""
+    line, value = only.line, only.value
     lists = {key: inner for key, inner in value.items() if isinstance(inner, list) and inner}
-    tables = [key for key, inner in lists.items() if all(isinstance(item, dict) for item in inner)]
-    if len(tables) == 1 and tables[0] not in ("messages", "conversations"):
-        report.warnings.append(f"the rows were found under the key {tables[0]!r} of one object; their line is that of the object")
-        for item in lists[tables[0]]:
-            yield _row(name, line, item, "")
-    elif len(lists) == len(value) > 1 and len({len(inner) for inner in lists.values()}) == 1 and not tables:
+    tables = [key for key, inner in lists.items() if isinstance(inner[0], dict) and (key.lower() in WRAPPERS or len(value) == 1)]
+    if len(tables) == 1 and tables[0] not in ROW_LISTS:
+        report.warnings.append(f"the rows were found under the key {tables[0]!r} of one object")
+        stream.seek(0)
+        text = stream.read()
+        begins, ends = member(text, tables[0])
+        above = text.count(found.newline, 0, begins)
+        for item in values(io.StringIO(text[begins:ends], newline=""), found.newline):
+            yield _row(name, above + item.line, item.value, item.flaw)
+    elif len(tables) > 1:
+        several = f"one object with several lists of rows ({', '.join(tables)})"
+        raise Unreadable(name, line, f"{several}: write the list that is meant into a file of its own")
+    elif (
+        not only.flaw and len(lists) == len(value) > 1 and len({len(inner) for inner in lists.values()}) == 1 and not ROW_LISTS & set(lists)
+    ):
         report.warnings.append("one object of equally long lists: read column by column; a row's line is that of the object")
         for cells in zip(*lists.values(), strict=True):
             yield Row(name, line, dict(zip(lists, cells, strict=True)))
     else:
-        yield Row(name, line, value)
+        yield _row(name, line, value, only.flaw)
 
 
 def _row(name: str, line: int, value: Any, flaw: str) -> Row | BadRow:

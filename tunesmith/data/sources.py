@@ -121,7 +121,7 @@ def _understand_rows(rows: list[Row], reading: Reading, report: FileReport) -> l
             values = renaming.rename(row.values, wanted, absent)
             for ours in absent:
                 filled[ours] += values[ours] == absent[ours]
-            name = report.format if reading.format != "auto" else shape.of_row(values, wanted) or report.format
+            name = _own_format(values, reading, wanted, report.format)
             samples.append(FORMATS[name].to_sample(_only(values, name, wanted), f"{row.origin}:{row.line}"))
             if name != report.format:
                 others.setdefault(name, []).append(row.line)
@@ -138,6 +138,12 @@ def _understand_rows(rows: list[Row], reading: Reading, report: FileReport) -> l
             f"read there as {empty}"
         )
     return samples
+
+
+def _own_format(values: dict[str, Any], reading: Reading, wanted: Columns, usual: str) -> str:
+    """The format of one row in a file whose rows usually have another; raw text does not mix with conversations."""
+    own = shape.of_row(values, wanted) if reading.format == "auto" else usual
+    return own if own and (own == "text") == (usual == "text") else usual
 
 
 def _reason(row: Row, error: RowError, reading: Reading, name: str) -> str:

@@ -25,6 +25,13 @@ def test_a_conversation_stays_as_it_is():
     )
 
 
+def test_a_system_prompt_in_a_column_of_its_own():
+    assert to_sample({"messages": [USER, ASSISTANT], "system": "s"}, "f:1").messages == (SYSTEM, USER, ASSISTANT)
+    assert to_sample({"messages": [USER, ASSISTANT], "system": None}, "f:1").messages == (USER, ASSISTANT)
+    with pytest.raises(RowError, match="both in 'system' and in 'messages'"):
+        to_sample({"messages": [SYSTEM, USER, ASSISTANT], "system": "s"}, "f:1")
+
+
 def test_other_names_of_roles():
     assert messages(SYSTEM | {"role": "developer"}, USER, ASSISTANT)[0] == SYSTEM
     call = {"role": "assistant", "content": None, "function_call": {"name": "f", "arguments": "{}"}}

@@ -9,16 +9,17 @@ r"""A conversation, as OpenAI's interface and chat templates take it.
      "tools": [{"type": "function", "function": {"name": "weather", "parameters": {}}}]}
 
 The key may also be `conversations`. Roles are system (or developer), user, assistant, tool (or function). Content is a
-text or a list of text parts. `"weight": 0` on an assistant message feeds it without learning it.
+text or a list of text parts. `"weight": 0` on an assistant message feeds it without learning it. A system prompt may
+stand in a column `system` of its own.
 """
 
 import json
 from typing import Any
 
-from tunesmith.data.fields import describe, parsed_list
+from tunesmith.data.fields import describe, optional_text, parsed_list
 from tunesmith.data.sample import ROLES, Message, RowError, Sample
 
-COLUMNS = ("messages", "conversations", "tools", "functions")
+COLUMNS = ("messages", "conversations", "system", "tools", "functions")
 NEEDED = ("messages",)
 KEYS = ("messages", "conversations")
 
@@ -54,7 +55,7 @@ def to_sample(values: dict[str, Any], origin: str) -> Sample:
     turns = parsed_list(values[key], key)
     if not turns:
         raise RowError(f"{key!r} is empty: there is no conversation")
-    conversation = messages_of(turns)
+    conversation = with_system(messages_of(turns), optional_text(values, "system"), key)
     check_turns(conversation)
     return Sample(origin, tuple(conversation), tools_of(values.get("tools") or values.get("functions")))
 
@@ -69,6 +70,15 @@ def messages_of(turns: list[Any], key: str = "") -> list[Message]:
         except RowError as error:
             raise RowError(f"{where} {number}: {error}") from None
     return conversation
+
+
+def with_system(conversation: list[Message], system: str, key: str) -> list[Message]:
+    """The conversation behind a system prompt of its own column, "" for none. Raises RowError where it has one already."""
+    if not system:
+        return conversation
+    if conversation[0]["role"] == "system":
+        raise RowError(f"a system prompt stands both in 'system' and in {key!r}")
+    return [{"role": "system", "content": system}, *conversation]
 
 
 def check_turns(conversation: list[Message]) -> None:

@@ -32,10 +32,7 @@ def to_sample(values: dict[str, Any], origin: str) -> Sample:
         question = required_text(values, "prompt")
         answer = required_text(values, "completion", "there is nothing to learn")
         conversation = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-    if system := optional_text(values, "system"):
-        if conversation[0]["role"] == "system":
-            raise RowError("a system prompt stands both in 'system' and in 'prompt'")
-        conversation.insert(0, {"role": "system", "content": system})
+    conversation = messages.with_system(conversation, optional_text(values, "system"), "prompt")
     messages.check_turns(conversation)
     return Sample(origin, tuple(conversation), messages.tools_of(values.get("tools")))
 
