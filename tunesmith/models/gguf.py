@@ -29,8 +29,8 @@ INSTEAD = "take the model's safetensors folder (or hub id) instead of the GGUF"
 def convert(path: Path, folder: Path) -> None:
     """Write the model in GGUF file `path` into the new folder `folder`.
 
-    Files of floats keep their dtype; quantised ones become bfloat16. Peak memory is about the weights in that dtype plus
-    the largest tensor in fp32. Raises UserError where the file holds something that would not be carried over.
+    Files of floats keep their dtype; quantised ones become bfloat16. Peak memory is the weights in that dtype once, plus
+    the largest tensor twice in fp32. Raises UserError where the file holds something that would not be carried over.
     """
     try:
         header = read_header(path)
