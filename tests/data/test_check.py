@@ -55,7 +55,7 @@ def test_short_answers_among_long_ones():
 def test_labels():
     rows = [pair(f"text {i} {label}", label) for i in range(6) for label in ("good", "Good", "bad")]
     assert warnings([*rows, pair("text", "odd")]) == [
-        "the answers are 4 labels: 'good' 6, 'Good' 6, 'bad' 6, 'odd' 1",
+        "the answers are labels, 4 different: 'good' 6, 'Good' 6, 'bad' 6, 'odd' 1",
         "labels that differ in case or spaces only: 'good', 'Good'",
         "labels with one row only: 'odd'",
     ]

@@ -68,6 +68,7 @@ def test_foreign_shapes_have_names(row, words):
         ({"input": "q", "output": "a"}, "input", "output"),
         ({"text": "t", "label": "l"}, "text", "label"),
         ({"mr": "m", "ref": "r"}, "mr", "ref"),
+        ({"db": "d", "question": "q", "query": "select"}, "question", "query"),
         ({"userInput": {"text": "t"}, "labels": []}, "userInput.text", "labels"),
         ({"fname": "f", "dialogue": "d", "summary": "s", "topic": "t"}, "dialogue", "summary"),
         ({"Question": "q", "Answer": "a"}, "Question", "Answer"),
@@ -82,6 +83,7 @@ def test_guess_by_values_finds_the_label_and_the_longest_text():
     rows = [{"column1": str(i % 3), "column2": f"title {i}", "column3": f"a long text about {i}"} for i in range(30)]
     assert guess(rows) == {"prompt": "column3", "completion": "column1"}
     assert guess([{"x": "a", "y": "b"}]) is None
+    assert guess([row | {"column4": "", "column5": ""} for row in rows]) is None
 
 
 def test_unknown_names_columns_shapes_and_misspellings():

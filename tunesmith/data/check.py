@@ -123,7 +123,7 @@ def _answers(samples: list[Sample], lines: list[int]) -> list[str]:
 
 def _labels(counts: Counter[str]) -> list[str]:
     shown = ", ".join(f"{label!r} {count}" for label, count in counts.most_common(10)) + (" ..." if len(counts) > 10 else "")
-    warnings = [f"the answers are {len(counts)} labels: {shown}"]
+    warnings = [f"the answers are labels, {len(counts)} different: {shown}"]
     alike: dict[str, list[str]] = defaultdict(list)
     for label in counts:
         alike[" ".join(label.casefold().split())].append(label)

@@ -8,6 +8,7 @@ from tunesmith.data.columns import OURS, Columns, leaves
 from tunesmith.data.formats import FORMATS
 from tunesmith.errors import UserError
 
+FEW = 3  # columns, up to which values may say what names do not
 SHAPES = "messages (messages), alpaca (instruction, output), prompt (prompt, completion), text (text)"
 
 # Names that people give to what is asked and to what is answered, likeliest first, a space between.
@@ -17,7 +18,7 @@ PROMPTS = (
 )
 COMPLETIONS = (
     "completion answer response output reply label labels category intent class sentiment target tgt ref reference summary "
-    "highlights sql translation solution assistant bot tags rating stars 答案 回答 输出 标签"
+    "highlights sql translation solution assistant bot tags rating stars query 答案 回答 输出 标签"
 )
 
 
@@ -82,8 +83,11 @@ def guess(rows: list[dict[str, Any]]) -> dict[str, str] | None:
     if any(looks_like(values) for values in rows[:5]):
         return None
     prompt = _best(names, PROMPTS)
-    completion = _best([name for name in names if name != prompt], COMPLETIONS) or _label(rows, [name for name in names if name != prompt])
-    if completion and not prompt:
+    others = [name for name in names if name != prompt]
+    completion = _best(others, COMPLETIONS)
+    if completion is None and len(names) <= FEW:
+        completion = _label(rows, others)
+    if completion and not prompt and len(names) <= FEW:
         prompt = max((name for name in names if name != completion), key=lambda name: _length(rows, name), default=None)
     return {"prompt": prompt, "completion": completion} if prompt and completion else None
 
