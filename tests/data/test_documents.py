@@ -7,7 +7,8 @@ import pytest
 from tests.templates import TEMPLATES, make_tokenizer
 from tunesmith.data import documents as module
 from tunesmith.data.documents import prepare
-from tunesmith.data.render import SPECIAL_TEXT, Renderer
+from tunesmith.data.notes import SPECIAL_TEXT
+from tunesmith.data.render import Renderer
 from tunesmith.data.sample import Sample
 from tunesmith.errors import UserError
 

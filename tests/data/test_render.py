@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.templates import ADDS_BOS, TEMPLATES, make_tokenizer
-from tunesmith.data import render
+from tunesmith.data import notes
 from tunesmith.data.render import Document, Renderer
 from tunesmith.data.sample import RowError, Sample
 from tunesmith.data.show import bracketed
@@ -100,7 +100,7 @@ TWO_TURNS = {
 def test_two_turns_of_each_family(family):
     renderer = renderer_of(family)
     assert shown(renderer, *TALK) == TWO_TURNS[family]
-    assert renderer.notes[render.OWN_DOCUMENTS] == (len(TWO_TURNS[family]) > 1)
+    assert renderer.notes[notes.OWN_DOCUMENTS] == (len(TWO_TURNS[family]) > 1)
 
 
 THINKING = {
@@ -128,7 +128,7 @@ def test_thinking_stands_where_the_template_has_it(family, thinking):
     [inside] = shown(renderer, user("Hi"), assistant("<think>\nhm\n</think>\n\nYes."))
     assert apart.endswith(THINKING[family, thinking])
     assert inside == apart
-    written = renderer.notes[render.THINK_TEXT]
+    written = renderer.notes[notes.THINK_TEXT]
     assert written == (family == "qwen2.5" and thinking == "keep")
 
 
@@ -147,7 +147,7 @@ def test_a_closed_thinking_block_leaves_thinking_out():
     renderer = Renderer(make_tokenizer("deepseek-r1", template))
     [text] = shown(renderer, user("Hi"), assistant("Yes.", "hm"))
     assert text.endswith("<｜Assistant｜></think>⟦Yes.<｜end▁of▁sentence｜>⟧")
-    assert renderer.notes[render.THINK_CLOSED] == 1
+    assert renderer.notes[notes.THINK_CLOSED] == 1
 
 
 # --- against transformers ---
@@ -235,8 +235,8 @@ def test_an_answer_that_would_merge_with_the_prompt_is_counted():
     assert renderer.tokenizer.decode(document.ids[start:end]) == answer + "<|im_end|>"
     assert document.ids[start:end] == renderer.tokenizer(answer + "<|im_end|>", add_special_tokens=False)["input_ids"]
     assert len(document.spans) == 1  # the server's next prompt merges them, so the next turn stands apart
-    assert renderer.notes[render.JOINT_DIFFERS] == 1
-    assert renderer.notes[render.OWN_DOCUMENTS] == 1
+    assert renderer.notes[notes.JOINT_DIFFERS] == 1
+    assert renderer.notes[notes.OWN_DOCUMENTS] == 1
 
 
 def test_a_tokenizer_that_puts_blanks_before_words_puts_none_before_an_answer():
@@ -280,7 +280,7 @@ def test_special_tokens_in_messages_stay_text(family):
     assert f"{stop} ends, {tokenizer.eos_token} too." in document.answers[0]
     assert document.ids[:start] == renderer.prompt_ids(talk[:1])
     assert f"What is {stop}? {tokenizer.eos_token}" in tokenizer.decode(document.ids[:start])
-    assert renderer.notes[render.SPECIAL_TEXT] == 1
+    assert renderer.notes[notes.SPECIAL_TEXT] == 1
 
 
 def test_special_tokens_in_text_are_tokenised_as_the_words_around_them():
@@ -367,7 +367,7 @@ def test_raw_text_is_learned_but_for_its_first_token(family):
     assert tokenizer.decode(document.ids[len(begin) : -1]) == "One </s><|im_end|> two."
     assert document.ids.count(tokenizer.eos_token_id) == 1
     assert document.spans == ((1, len(document.ids)),)
-    assert renderer.notes[render.SPECIAL_TEXT] == 1
+    assert renderer.notes[notes.SPECIAL_TEXT] == 1
 
 
 def test_a_long_text_tokenises_in_parts_as_at_once(monkeypatch):
@@ -385,7 +385,7 @@ def test_only_asked_and_wanted_answers_are_learned():
     renderer = renderer_of("smollm2")
     [text] = shown(renderer, assistant("Hello!"), user("Hi"), assistant("No.", learn=False), user("Why?"), assistant("So."))
     assert text.count("⟦") == 1 and text.endswith("⟦So.<|im_end|>⟧") and "Hello!" in text and "No." in text
-    assert renderer.notes[render.UNASKED] == 1
+    assert renderer.notes[notes.UNASKED] == 1
     with pytest.raises(RowError, match="no assistant message"):
         renderer.documents(sample(user("Hi"), assistant("No.", learn=False)))
 
@@ -435,12 +435,12 @@ def test_rows_that_a_template_cannot_write_are_named(family, talk, tools, reason
 def test_text_that_a_template_drops_is_counted():
     renderer = renderer_of("llama-3.2")
     [text] = shown(renderer, user("Hi"), assistant("Let me look.", tool_calls=[CALL]))
-    assert "Let me look." not in text and renderer.notes[render.BESIDE_CALLS] == 1
+    assert "Let me look." not in text and renderer.notes[notes.BESIDE_CALLS] == 1
     without_system = Renderer(
         make_tokenizer("smollm2", "{% for m in messages %}{% if m.role != 'system' %}{{ m.content + '<|im_end|>' }}{% endif %}{% endfor %}")
     )
     without_system.documents(sample({"role": "system", "content": "Be short."}, *TALK[:2]))
-    assert without_system.notes[render.LEFT_OUT] == 1
+    assert without_system.notes[notes.LEFT_OUT] == 1
 
 
 def test_the_date_is_frozen():
@@ -495,4 +495,19 @@ def test_the_builtin_model(builtin_model):
     assert renderer.notes == {}
     [document] = renderer.documents(sample(user("Hi"), assistant("  indented")))
     assert tokenizer.decode(document.ids[slice(*document.spans[0])]) == "  indented<|im_end|>"
-    assert renderer.notes == {render.JOINT_DIFFERS: 1}
+    assert renderer.notes == {notes.JOINT_DIFFERS: 1}
+
+
+def test_an_answer_that_ends_with_another_special_token_gets_a_stop_token():
+    """A tool call's end that stops nothing; several calls are one answer."""
+    template = (
+        TEMPLATES["deepseek-r1"]
+        .replace("<｜Assistant｜><｜call｜>' +", "<｜call｜>' +")
+        .replace("+ '<｜end▁of▁sentence｜>' }}\n{%- endfor", "+ '<｜tool｜>' }}\n{%- endfor")
+    )
+    template = template.replace("<think>\\n", "").replace("<｜Assistant｜><think>\n' }}", "' }}")
+    renderer = Renderer(make_tokenizer("deepseek-r1", template))
+    call = {"type": "function", "function": {"name": "a", "arguments": {}}}
+    [text] = shown(renderer, user("Hi"), assistant("", tool_calls=[call, call]))
+    assert text.endswith("⟦<｜call｜>a\n{}<｜tool｜><｜call｜>a\n{}<｜tool｜><｜end▁of▁sentence｜>⟧")
+    assert renderer.notes[notes.NO_STOP] == 1

@@ -8,31 +8,19 @@ Training, evaluation, chat and our server all take prompts from here, so that wh
 
 import hashlib
 import json
-import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
+from tunesmith.data import notes
+from tunesmith.data.answers import Thinking, behind, check_answer, check_prompt, thought_and_spoken, with_thinking, without_thinking
 from tunesmith.data.sample import Message, RowError, Sample
 from tunesmith.data.template import CLOSE, OPEN, Habits, Render, compile_template, probe
 from tunesmith.data.tokens import Encoder, Marked
 from tunesmith.errors import UserError
 
 RULES = 1  # part of the fingerprint: raise it when the same sample comes to give other tokens
-
-Thinking = Literal["keep", "drop", "empty"]
-
-OWN_DOCUMENTS = "conversations of which turns became documents of their own, since the template rewrites or re-tokenises history"
-JOINT_DIFFERS = "answers whose first letters would merge with the prompt's last token if both were tokenised at once"
-SPECIAL_TEXT = "rows whose text holds special tokens; they stay text here and in our server, other servers read them as tokens"
-UNASKED = "assistant messages that nothing comes before; fed, not learned"
-THINK_TEXT = "answers whose thinking is written as <think> text, since the template has no place of its own for it"
-THINK_CLOSED = "answers whose thinking is left out, since the generation prompt closes thinking"
-THINK_OPENED = "answers without thinking that close at once the thinking block which the generation prompt opens"
-LEFT_OUT = "messages that the template leaves out or changes"
-BESIDE_CALLS = "answers with tool calls whose text the template leaves out"
-NO_STOP = "answers that end with the tokenizer's end-of-sequence token, since the template writes no stop token"
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +102,7 @@ class Renderer:
             spread.append(slice(before, len(turns)))
         prompts = self._encode_prompts([turn.prompt for turn in turns])
         answers = self.encoder.continuations([turn.prompt for turn in turns], [turn.answer for turn in turns])
-        self.notes[JOINT_DIFFERS] += sum(differs for _, differs in answers)
+        self.notes[notes.JOINT_DIFFERS] += sum(differs for _, differs in answers)
         for place, (sample, own) in enumerate(zip(samples, spread, strict=True)):
             if own.stop > own.start:
                 result[place] = self._join(sample.origin, turns[own], prompts[own], [ids for ids, _ in answers[own]])
@@ -174,12 +162,12 @@ class Renderer:
                 thought, spoken = thought_and_spoken(message)
                 message = message | {"content": message.get("content") or ""}
                 if self.thinking != "keep" or habit == "removed":
-                    message = _without(message) | {"content": spoken}
+                    message = without_thinking(message) | {"content": spoken}
                     aside = thought if self.thinking == "keep" else ""
                 elif habit == "written" and thought:
                     message = message | {"content": spoken, "reasoning_content": thought}
                 elif message.get("reasoning_content"):
-                    message = _without(message) | {"content": OPEN + thought + CLOSE + spoken}
+                    message = without_thinking(message) | {"content": OPEN + thought + CLOSE + spoken}
             prepared.append(message)
             removed.append(aside)
         return prepared, removed
@@ -198,19 +186,19 @@ class Renderer:
     def _turns(self, sample: Sample, only: int | None = None) -> list[_Turn]:
         prepared, removed = self._prepare(sample.messages)
         (messages, removed, tools), hidden = self.encoder.hide(prepared, removed, list(sample.tools))
-        self.notes[SPECIAL_TEXT] += bool(hidden)
+        self.notes[notes.SPECIAL_TEXT] += bool(hidden)
         turns = []
         for index, message in enumerate(messages):
             wanted = message.get("learn", True) if only is None else index == only
             if message["role"] != "assistant" or not wanted:
                 continue
             if index == 0:
-                self.notes[UNASKED] += 1
+                self.notes[notes.UNASKED] += 1
                 continue
             prompt = self._prompt(messages[:index], tools)
-            self._look_for(messages[:index], tools, prompt)
+            self.notes[notes.LEFT_OUT] += check_prompt(messages[:index], tools, prompt)
             answer = self._answer(prompt, messages[: index + 1], tools, removed[index])
-            self.notes[THINK_TEXT] += bool(sample.messages[index].get("reasoning_content")) and OPEN in message["content"]
+            self.notes[notes.THINK_TEXT] += bool(sample.messages[index].get("reasoning_content")) and OPEN in message["content"]
             turns.append(_Turn(index, Marked(prompt, hidden), Marked(answer, hidden)))
         if not turns:
             raise RowError("no assistant message is there to be learned")
@@ -221,30 +209,11 @@ class Renderer:
         if loaded is None:
             return messages[-1]["content"] + self.tokenizer.eos_token
         render, habits = loaded
-        body, held = _behind(prompt, render(messages, tools, False), messages[-1], habits)
-        if habits.closed and thought:
-            self.notes[THINK_CLOSED] += 1
-            thought = ""
-        start, close = habits.block or ("", "")
-        bare = not (habits.opened or habits.closed or held)  # the generation prompt says nothing about thinking
-        if self.thinking == "drop" and not habits.opened:
-            body = body.removeprefix(habits.empty)
-        elif self.thinking == "empty" and bare and not body.startswith(habits.empty or start + close):
-            body = start + close + body.removeprefix(habits.lead)
-        elif thought:
-            body = start + thought + close + body
-        if held and body.startswith(held):
-            body = body[len(held) :]
-        elif held and habits.opened:
-            self.notes[THINK_OPENED] += 1
-            body = close + body
+        body, held = behind(prompt, render(messages, tools, False), messages[-1], habits)
+        body, note = with_thinking(body, held, thought, habits, self.thinking)
         answer = self._until_stop(body, habits)
-        _find_calls(messages[-1:], answer, "the assistant's tool calls")
-        spoken = messages[-1]["content"].strip()
-        if spoken not in answer:
-            if not messages[-1].get("tool_calls"):
-                raise RowError("the model's chat template leaves out or changes the answer's text")
-            self.notes[BESIDE_CALLS] += 1
+        beside = check_answer(messages[-1], answer)
+        self.notes.update([*([note] if note else []), *([notes.BESIDE_CALLS] if beside else [])])
         return answer
 
     def _until_stop(self, body: str, habits: Habits) -> str:
@@ -254,25 +223,9 @@ class Renderer:
             if body[start:end] in self.stop_tokens:
                 return body[:end]
             last = end
-        if last and not body[last:].strip():
-            return body[:last]  # a special token of this kind of answer (a tool call's end), which no list of stop tokens names
-        self.notes[NO_STOP] += 1
-        return body.removesuffix(habits.after) + self.tokenizer.eos_token
-
-    def _look_for(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]], prompt: str) -> None:
-        """Nothing of a row may be lost in silence."""
-        for tool in tools:
-            name = tool.get("function", tool).get("name", "")
-            if name not in prompt:
-                raise RowError(f"the model's chat template leaves out the tools ({name!r}); take a model whose template writes tools")
-        _find_calls(messages, prompt, "earlier tool calls")
-        for message in messages:
-            content = message.get("content")
-            if not isinstance(content, str) or message["role"] == "assistant" or content.strip() in prompt:
-                continue
-            if message["role"] == "tool" and json.dumps(content, ensure_ascii=False)[1:-1] not in prompt:
-                raise RowError("the model's chat template leaves out a tool's result; take a model whose template writes tool messages")
-            self.notes[LEFT_OUT] += message["role"] != "tool"
+        self.notes[notes.NO_STOP] += 1
+        rest = body[last:]  # behind a special token that stops nothing (a tool call's end) blanks only
+        return (body.removesuffix(habits.after) if rest.strip() else body[:last]) + self.tokenizer.eos_token
 
     # --- from texts to tokens ---
 
@@ -293,7 +246,7 @@ class Renderer:
         text = sample.text or ""
         if not text.strip():
             raise RowError("the text is empty")
-        self.notes[SPECIAL_TEXT] += any(self.encoder.find(text))
+        self.notes[notes.SPECIAL_TEXT] += any(self.encoder.find(text))
         ids = [*self.bos, *self.encoder.text(text), self.tokenizer.eos_token_id]
         return Document(ids, ((1, len(ids)),), sample.origin)
 
@@ -312,39 +265,5 @@ class Renderer:
             documents.append(
                 Document(prompt + answer, (*before[0], span), origin, (*before[1], turn.answer.plain()), (*before[2], turn.index))
             )
-        self.notes[OWN_DOCUMENTS] += len(documents) > 1
+        self.notes[notes.OWN_DOCUMENTS] += len(documents) > 1
         return documents
-
-
-def thought_and_spoken(message: Message) -> tuple[str, str]:
-    """An assistant message's thinking, be it in `reasoning_content` or in a <think> block, and its text."""
-    content = message.get("content") or ""
-    if message.get("reasoning_content"):
-        return message["reasoning_content"], content
-    found = re.match(r"\s*<think>(.*?)</think>\s*", content, re.DOTALL) if "<think>" in content else None
-    return (found[1].strip("\n"), content[found.end() :]) if found else ("", content)
-
-
-def _without(message: Message) -> Message:
-    return {key: value for key, value in message.items() if key != "reasoning_content"}
-
-
-def _behind(prompt: str, full: str, message: Message, habits: Habits) -> tuple[str, str]:
-    """What the full rendering says where the prompt ends, and what the prompt holds that the full rendering does not."""
-    if full.startswith(prompt):
-        return full[len(prompt) :], ""
-    header = prompt.removesuffix(habits.held)
-    if habits.held and full.startswith(header):
-        return full[len(header) :], habits.held
-    spoken = message["content"].strip()
-    if spoken and not message.get("tool_calls") and spoken in full:
-        return full[full.rindex(spoken) :], ""
-    raise RowError("the model's chat template writes other things in front of the answer than a server feeds; mend chat_template")
-
-
-def _find_calls(messages: Sequence[Message], text: str, what: str) -> None:
-    for message in messages:
-        for call in message.get("tool_calls") or ():
-            name = call.get("function", call).get("name", "")
-            if name not in text:
-                raise RowError(f"the model's chat template leaves out {what} ({name!r}); take a model whose template writes tool calls")

@@ -1,0 +1,100 @@
+"""An assistant message's answer out of what the chat template renders: where it begins, where its thinking stands, and
+whether the template wrote all of it."""
+
+import json
+import re
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from tunesmith.data import notes
+from tunesmith.data.sample import Message, RowError
+from tunesmith.data.template import Habits
+
+Thinking = Literal["keep", "drop", "empty"]
+
+
+def thought_and_spoken(message: Message) -> tuple[str, str]:
+    """An assistant message's thinking, be it in `reasoning_content` or in a <think> block, and its text."""
+    content = message.get("content") or ""
+    if message.get("reasoning_content"):
+        return message["reasoning_content"], content
+    found = re.match(r"\s*<think>(.*?)</think>\s*", content, re.DOTALL) if "<think>" in content else None
+    return (found[1].strip("\n"), content[found.end() :]) if found else ("", content)
+
+
+def without_thinking(message: Message) -> Message:
+    return {key: value for key, value in message.items() if key != "reasoning_content"}
+
+
+def behind(prompt: str, full: str, message: Message, habits: Habits) -> tuple[str, str]:
+    """What the full rendering says where the prompt ends, and what the prompt holds that the full rendering does not."""
+    if full.startswith(prompt):
+        return full[len(prompt) :], ""
+    header = prompt.removesuffix(habits.held)
+    if habits.held and full.startswith(header):
+        return full[len(header) :], habits.held
+    spoken = message["content"].strip()
+    if spoken and not message.get("tool_calls") and spoken in full:
+        return full[full.rindex(spoken) :], ""
+    raise RowError("the model's chat template writes other things in front of the answer than a server feeds; mend chat_template")
+
+
+def with_thinking(body: str, held: str, thought: str, habits: Habits, thinking: Thinking) -> tuple[str, str]:
+    """The answer as it goes on behind the generation prompt, and what the report should count ("" for nothing).
+
+    `body` is what the template writes for the message, `held` what of it the prompt holds already, `thought` the
+    thinking that the template cut out.
+    """
+    start, close = habits.block or ("", "")
+    bare = not (habits.opened or habits.closed or held)  # the generation prompt says nothing about thinking
+    note = ""
+    if thinking == "drop" and not habits.opened:
+        body = body.removeprefix(habits.empty)
+    elif thinking == "empty" and bare and not body.startswith(habits.empty or start + close):
+        body = start + close + body.removeprefix(habits.lead)
+    elif thought and habits.closed:
+        note = notes.THINK_CLOSED
+    elif thought:
+        body = start + thought + close + body
+    if held and body.startswith(held):
+        body = body[len(held) :]
+    elif held and habits.opened:
+        body, note = close + body, notes.THINK_OPENED
+    return body, note
+
+
+def check_prompt(messages: Sequence[Message], tools: Sequence[dict[str, Any]], prompt: str) -> int:
+    """How many messages the prompt leaves out or changes. Raises RowError where it leaves out tools, calls or results."""
+    for tool in tools:
+        name = tool.get("function", tool).get("name", "")
+        if name not in prompt:
+            raise RowError(f"the model's chat template leaves out the tools ({name!r}); take a model whose template writes tools")
+    _find_calls(messages, prompt, "earlier tool calls")
+    missing = 0
+    for message in messages:
+        content = message.get("content")
+        if not isinstance(content, str) or message["role"] == "assistant" or content.strip() in prompt:
+            continue
+        if message["role"] != "tool":
+            missing += 1
+        elif json.dumps(content, ensure_ascii=False)[1:-1] not in prompt:
+            raise RowError("the model's chat template leaves out a tool's result; take a model whose template writes tool messages")
+    return missing
+
+
+def check_answer(message: Message, answer: str) -> bool:
+    """Whether text beside tool calls was left out. Raises RowError where more is missing."""
+    _find_calls([message], answer, "the assistant's tool calls")
+    if message["content"].strip() in answer:
+        return False
+    if not message.get("tool_calls"):
+        raise RowError("the model's chat template leaves out or changes the answer's text")
+    return True
+
+
+def _find_calls(messages: Sequence[Message], text: str, what: str) -> None:
+    for message in messages:
+        for call in message.get("tool_calls") or ():
+            name = call.get("function", call).get("name", "")
+            if name not in text:
+                raise RowError(f"the model's chat template leaves out {what} ({name!r}); take a model whose template writes tool calls")

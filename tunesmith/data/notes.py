@@ -1,0 +1,12 @@
+"""What is counted while rows are rendered, as the report says it: `COUNT rows whose ...`."""
+
+OWN_DOCUMENTS = "conversations of which turns became documents of their own, since the template rewrites or re-tokenises history"
+JOINT_DIFFERS = "answers whose first letters would merge with the prompt's last token if both were tokenised at once"
+SPECIAL_TEXT = "rows whose text holds special tokens; they stay text here and in our server, other servers read them as tokens"
+UNASKED = "assistant messages that nothing comes before; fed, not learned"
+THINK_TEXT = "answers whose thinking is written as <think> text, since the template has no place of its own for it"
+THINK_CLOSED = "answers whose thinking is left out, since the generation prompt closes thinking"
+THINK_OPENED = "answers without thinking that close at once the thinking block which the generation prompt opens"
+LEFT_OUT = "messages that the template leaves out or changes"
+BESIDE_CALLS = "answers with tool calls whose text the template leaves out"
+NO_STOP = "answers that end with the tokenizer's end-of-sequence token, since the template writes no stop token"
