@@ -62,7 +62,7 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
         eos_token_id=257,
         pad_token_id=258,
     )
-    model = LlamaForCausalLM(config).to(torch.float32)
+    model = LlamaForCausalLM(config)
     model.save_pretrained(folder)
     write_byte_tokenizer(folder)
     generation = {"bos_token_id": 259, "eos_token_id": [257], "pad_token_id": 258}
