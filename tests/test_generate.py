@@ -7,7 +7,8 @@ from itertools import islice
 
 import pytest
 import torch
-from transformers import AttentionInterface, GenerationConfig
+from tokenizers import Tokenizer, decoders, models
+from transformers import AttentionInterface, GenerationConfig, PreTrainedTokenizerFast
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from tests.fake_tuned import fake_tuned
@@ -221,3 +222,11 @@ def test_bytes_that_are_no_character_do_not_hold_the_text_back(tuned):
     assert "".join(detokenize(tuned.tokenizer, [*ok, bad])) == "ok\ufffd"
     end = tuned.tokenizer.convert_tokens_to_ids("<|im_end|>")
     assert list(detokenize(tuned.tokenizer, [end, *ok])) == ["o", "k"]
+
+
+def test_blanks_between_words_survive_a_tokenizer_that_writes_them_in_front():
+    words = ["▁the", "▁un", "seen", "▁word"]
+    plain = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="▁the"))
+    plain.decoder = decoders.Metaspace()  # drops the blank before the first word only
+    pieces = list(detokenize(PreTrainedTokenizerFast(tokenizer_object=plain), [0, 1, 2, 3]))
+    assert pieces == ["the", " un", "seen", " word"]
