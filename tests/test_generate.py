@@ -4,11 +4,21 @@ import time
 import warnings
 from contextlib import closing
 from itertools import islice
+from typing import Any
 
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models
-from transformers import AttentionInterface, GenerationConfig, PreTrainedTokenizerFast
+from transformers import (
+    AttentionInterface,
+    AutoModelForCausalLM,
+    Gemma2Config,
+    GenerationConfig,
+    GPT2Config,
+    GptOssConfig,
+    MistralConfig,
+    PreTrainedTokenizerFast,
+)
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from tests.fake_tuned import fake_tuned
@@ -230,3 +240,39 @@ def test_blanks_between_words_survive_a_tokenizer_that_writes_them_in_front():
     plain.decoder = decoders.Metaspace()  # drops the blank before the first word only
     pieces = list(detokenize(PreTrainedTokenizerFast(tokenizer_object=plain), [0, 1, 2, 3]))
     assert pieces == ["the", " un", "seen", " word"]
+
+
+SHAPE: dict[str, Any] = {
+    "vocab_size": 300,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "head_dim": 8,
+}
+FAMILIES = {  # what a cache or a padded batch can get wrong
+    "learned positions": GPT2Config(
+        vocab_size=300, n_embd=32, n_layer=2, n_head=4, n_positions=64, bos_token_id=1, eos_token_id=1, initializer_range=0.3
+    ),
+    "sliding window": MistralConfig(**SHAPE, num_key_value_heads=2, sliding_window=8, initializer_range=0.3),
+    "soft-capped": Gemma2Config(**SHAPE, num_key_value_heads=2, sliding_window=8, initializer_range=0.3, attn_logit_softcapping=0.5),
+    "sinks": GptOssConfig(
+        **SHAPE, num_key_value_heads=2, sliding_window=8, num_local_experts=2, num_experts_per_tok=1, initializer_range=0.3, pad_token_id=0
+    ),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_kind_of_attention_answers_alike_in_batches_and_after_our_own(family, prompts):
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(FAMILIES[family]).float()
+    expected = [Generated(reference(model.eval(), prompt, 8), False) for prompt in prompts[:6]]
+    assert generate(model, prompts[:6], NO_STOP, Sampling(8)) == expected
+    before = dict(AttentionInterface._global_mapping)
+    AttentionInterface.register(OURS, sdpa_attention_forward)
+    try:
+        model.set_attn_implementation(OURS)
+        assert generate(model, prompts[:6], NO_STOP, Sampling(8)) == expected
+    finally:
+        AttentionInterface._global_mapping.clear()
+        AttentionInterface._global_mapping.update(before)
