@@ -16,7 +16,7 @@ from typing import Any
 import torch
 import transformers
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from tunesmith.errors import UserError
 from tunesmith.models import nf4, slots
@@ -173,3 +173,13 @@ def _one_tensor_after_the_other() -> Iterator[None]:
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().split("\n")[0][:300]
+
+
+def stop_ids(folder: Path, config: Any) -> list[int]:
+    """Every id that ends an answer, as generation_config.json (else config.json) says."""
+    try:
+        eos: Any = GenerationConfig.from_pretrained(folder).eos_token_id
+    except OSError:
+        eos = None
+    eos = eos if eos is not None else getattr(config, "eos_token_id", None)
+    return [] if eos is None else list(eos) if isinstance(eos, list) else [int(eos)]

@@ -1,0 +1,227 @@
+"""Everything before the weights are read: the model is found, the data is read, rendered and proved, and what was `auto` is
+decided, once, with its reason. Dry runs end here; the loop begins here."""
+
+import datetime
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tunesmith import hardware
+from tunesmith.config import Run, parse
+from tunesmith.data.batches import Plan
+from tunesmith.data.documents import Documents, prepare
+from tunesmith.data.render import Renderer
+from tunesmith.data.sample import FileReport, Sample
+from tunesmith.data.sources import load_samples, pick
+from tunesmith.errors import UserError
+from tunesmith.methods import layout
+from tunesmith.methods.method import METHODS, build
+from tunesmith.methods.tuning import Tuning
+from tunesmith.models import load as loading
+from tunesmith.models.source import Located, cache_folder, locate
+
+Tell = Callable[[str], None]
+REFERENCE_WIDTH = 2048  # hidden size at which the methods' learning rates are meant (about 1B parameters)
+
+
+@dataclass
+class Setting:
+    """A run that is decided but not begun. `run` holds no `auto` that matters any more."""
+
+    run: Run
+    origins: dict[str, str]
+    located: Located
+    config: Any
+    tokenizer: Any
+    renderer: Renderer
+    documents: Documents
+    evaluation: Documents | None
+    report: dict[str, Any]  # data.json
+    plan: Plan
+    steps: int
+    device: torch.device
+    dtype: torch.dtype
+    tuning: Tuning  # on the meta device: shapes and names
+    total_parameters: int
+    notes: list[str]
+
+
+def decide(run: Run, origins: dict[str, str], tell: Tell = lambda sentence: None) -> Setting:
+    """Raises UserError with what the user must change, before anything large is read."""
+    _required(run)
+    located = locate(run.model.source, progress=tell)
+    config = loading.load_config(located.folder)
+    tokenizer = loading.load_tokenizer(located.folder)
+    device = hardware.device(run.model.device)
+    auto = _Auto(run, dict(origins))
+    auto.set("model.device", "auto", str(device), "this machine")
+    dtype, why = hardware.default_dtype(device)
+    auto.set("model.dtype", "auto", str(dtype).removeprefix("torch."), why)
+    dtype = loading.DTYPES[auto.run.model.dtype]
+    auto.set("data.date", "today", datetime.date.today().isoformat(), "today")
+    auto.set("train.threads", "auto", hardware.physical_cores(), "physical cores")
+
+    skeleton = loading.skeleton(config)
+    tuning = _tuning(auto.run, skeleton)
+    size = loading.size_of(skeleton, dtype, run.model.quantize is not None, run.model.double_quant)
+    _fits(size, device, located)
+
+    renderer = Renderer(tokenizer, thinking=run.data.thinking, date=auto.run.data.date, stop_ids=loading.stop_ids(located.folder, config))
+    tell("reading and tokenising the data")
+    samples, evaluation_samples, files = _samples(auto.run)
+    kind = "text" if all(sample.text is not None for sample in samples) else "generate"
+    auto.set("task.name", "auto", kind, "the data")
+    if auto.run.task.name != kind:
+        raise UserError(f"task.name is {auto.run.task.name}, but the data is made of {'raw text' if kind == 'text' else 'conversations'}")
+    arguments: dict[str, Any] = {
+        "max_length": run.data.max_length,
+        "on_overlength": run.data.on_overlength,
+        "on_bad_row": run.data.on_bad_row,
+        "cache": cache_folder() / "tokens",
+    }
+    if kind == "text" and run.data.on_overlength == "truncate":
+        arguments["on_overlength"] = "split"  # a file is a document: cutting it would throw most of it away
+        auto.set("data.on_overlength", "truncate", "split", "raw text is split, nothing is thrown away")
+    documents, report = prepare(samples, renderer, **arguments)
+    report["files"] = [_file(each) for each in files]
+    evaluation = None
+    if evaluation_samples:
+        evaluation, evaluated = prepare(evaluation_samples, renderer, **arguments)
+        report["evaluation"] = {key: evaluated[key] for key in ("rows", "documents", "tokens", "learned_tokens", "mask_sha256")}
+
+    steps, plan = _plan(auto, documents)
+    auto.set("train.learning_rate", "auto", _rate(auto.run, config), f"the default of {run.method.name} at this width")
+    auto.set("train.checkpoint_every", "auto", max(1, math.ceil(steps / 10)), "a tenth of the run")
+    auto.set("evaluate.every", "auto", max(1, math.ceil(steps / 10)), "a tenth of the run")
+    auto.set("train.recompute", "auto", "none", "everything is kept")
+    auto.set("out", "", _out(auto.run, located), "model, method and data")
+    return Setting(
+        auto.run, auto.origins, located, config, tokenizer, renderer, documents, evaluation, report, plan, steps, device, dtype,
+        tuning, size.total_parameters, tuning.notes,
+    )  # fmt: skip
+
+
+def _tuning(run: Run, skeleton: Any) -> Tuning:
+    """What will be trained, as shapes: the method's own, or those of the adapter to go on from."""
+    if run.model.adapter is None:
+        return build(skeleton, run.method, quantized=run.model.quantize is not None, device="meta")
+    if run.method.name != "lora":
+        raise UserError(f"model.adapter: a LoRA is gone on from with method.name=lora, not {run.method.name}")
+    return layout.fit(layout.read(adapter_folder(run.model.adapter)), skeleton, device="meta")
+
+
+def adapter_folder(name: str) -> Path:
+    """The adapter folder that a run folder or an adapter folder means. Raises UserError."""
+    path = Path(name).expanduser()
+    for candidate in (path, path / "adapter"):
+        if layout.is_adapter(candidate):
+            return candidate
+    raise UserError(f"{name}: neither a run folder nor an adapter folder ({layout.CONFIG} is missing)")
+
+
+class _Auto:
+    """Settings that were left to us, decided one after the other."""
+
+    def __init__(self, run: Run, origins: dict[str, str]):
+        self.run, self.origins = run, origins
+
+    def set(self, key: str, open_value: Any, value: Any, reason: str) -> None:
+        """Give `key` its value where it still holds `open_value`."""
+        values = self.run.model_dump()
+        section, _, name = key.rpartition(".")
+        holder = values[section] if section else values
+        if holder[name] == open_value:
+            holder[name] = value
+            self.run = parse(values)
+            self.origins[key] = f"auto: {reason}"
+
+
+def _required(run: Run) -> None:
+    problems = []
+    if not run.model.source:
+        problems.append("model.source is missing: --model FOLDER, a .gguf file, a hub id or builtin:smollm2-135m-instruct")
+    if not run.data.train:
+        problems.append("data.train is missing: --data FILE, a folder, a glob or builtin:tickets")
+    if problems:
+        raise UserError(*problems)
+
+
+def _fits(size: loading.Size, device: torch.device, located: Located) -> None:
+    """Said before loading: whether the weights fit, and what would."""
+    free = hardware.free_memory(device)
+    needed = size.weight_bytes + size.largest_tensor_bytes
+    if needed > free:
+        gigabytes = 1e9
+        nf4 = size.total_parameters * 0.52 / gigabytes
+        cure = (
+            f"model.quantize=nf4 would need about {nf4:.1f} GB"
+            if nf4 * gigabytes < free < size.weight_bytes
+            else f"a model of at most about {free / 2.2 / gigabytes:.1f}B parameters in bfloat16, or {free / 0.6 / gigabytes:.1f}B with model.quantize=nf4, fits here"
+        )
+        raise UserError(
+            f"{located.name}: its weights need {needed / gigabytes:.1f} GB while loading, and {free / gigabytes:.1f} GB are free on {device}; {cure}"
+        )
+
+
+def _samples(run: Run) -> tuple[list[Sample], list[Sample], list[FileReport]]:
+    """Training samples, samples for the evaluation loss, and what the files were."""
+    arguments: dict[str, Any] = {
+        "format": run.data.format,
+        "columns": run.data.columns,
+        "prompt": run.data.prompt,
+        "on_bad_row": run.data.on_bad_row,
+    }
+    train = run.data.train if isinstance(run.data.train, str) else [(source.source, source.weight) for source in run.data.train]
+    samples, files = load_samples(train, **arguments)
+    if run.data.evaluate is None:
+        return samples, [], files
+    if isinstance(run.data.evaluate, str):
+        return samples, load_samples(run.data.evaluate, **arguments)[0], files
+    count = max(1, round(run.data.evaluate * len(samples)))
+    if count >= len(samples):
+        raise UserError(f"data.evaluate={run.data.evaluate} would leave none of the {len(samples)} rows to train on")
+    chosen = {id(sample) for sample in pick(samples, count, "evaluate")}
+    return [s for s in samples if id(s) not in chosen], [s for s in samples if id(s) in chosen], files
+
+
+def _plan(auto: _Auto, documents: Documents) -> tuple[int, Plan]:
+    run = auto.run
+    longest = int(documents.lengths_D.max())
+    wished = documents.tokens * run.train.epochs / 100
+    per_step = max(512, min(8192, round(wished)))
+    auto.set("train.tokens_per_step", "auto", per_step, "at least 100 steps, between 512 and 8192 tokens")
+    auto.set("train.row_tokens", "auto", max(2048, longest), "2048 or the longest document")
+    train = auto.run.train
+    assert isinstance(train.tokens_per_step, int) and isinstance(train.row_tokens, int)
+    plan = Plan(documents, train.tokens_per_step, max(train.row_tokens, longest), train.seed, run.data.pack)
+    return train.steps or plan.steps_for(train.epochs), plan
+
+
+def _rate(run: Run, config: Any) -> float:
+    """The method's rate at 2,048 channels, inversely by width: narrow models take, and need, larger steps."""
+    width = int(getattr(config.get_text_config(), "hidden_size", REFERENCE_WIDTH))
+    rate = METHODS[run.method.name].LEARNING_RATE * REFERENCE_WIDTH / width
+    return float(f"{rate:.2g}")
+
+
+def _out(run: Run, located: Located) -> str:
+    source = run.data.train if isinstance(run.data.train, str) else run.data.train[0].source
+    data = Path(source.partition("#")[0].removeprefix("builtin:").rstrip("/*")).stem or "data"
+    method = "qlora" if run.method.name == "lora" and run.model.quantize else run.method.name
+    return f"runs/{located.name}-{method}-{data}".lower().replace(" ", "-")
+
+
+def _file(report: FileReport) -> dict[str, Any]:
+    return {
+        "file": Path(report.file).name,
+        "rows": report.rows,
+        "good": report.good,
+        "bad": [{"line": row.line, "reason": row.reason} for row in report.bad],
+        "format": report.format,
+        "encoding": report.encoding,
+        "warnings": report.warnings,
+    }
