@@ -7,7 +7,6 @@ progress bar, a page or a test; each event is in `events.jsonl` before it is han
 import math
 import random
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +34,11 @@ Stop = Callable[[], int]  # 0, or the exit code with which to stop after the ste
 
 def train(run: Run, origins: dict[str, str] | None = None, *, stop: Stop = lambda: 0, tell: Callable[[str], None] = print) -> Iterator[events.Event]:
     """Begin a run. Raises UserError before anything large is read, ProofFailed where a mask is wrong, Interrupted on `stop`."""
-    setting = decide(run, origins or {}, tell)
+    yield from begin(decide(run, origins or {}, tell), stop=stop, tell=tell)
+
+
+def begin(setting: Setting, *, stop: Stop = lambda: 0, tell: Callable[[str], None] = print) -> Iterator[events.Event]:
+    """The same for a run whose settings are decided."""
     out = folder.begin(setting.run.out)
     (out / folder.RUN).write_text(config.dump(setting.run, setting.origins), encoding="utf-8")
     folder.write_json(out / folder.DATA, setting.report)
@@ -328,22 +331,15 @@ def _with(run: Run, section: str, key: str, value: Any) -> dict[str, Any]:
     return values
 
 
-@dataclass(frozen=True)
-class DryRun:
-    """What a run would do, without reading weights or writing anything."""
-
-    setting: Setting
-
-    def lines(self) -> list[str]:
-        s = self.setting
-        share = s.tuning.count / s.total_parameters
-        report = s.report
-        return [
-            f"model    {s.located.name}: {s.total_parameters:,} parameters, {s.dtype} on {s.device}" + (", NF4" if s.run.model.quantize else ""),
-            f"method   {s.run.method.name}: {s.tuning.count:,} trainable parameters ({share:.2%}) in {len(s.tuning.parameters)} tensors",
-            f"data     {report['rows']:,} rows: {report['kept']:,} kept, {report['cut']:,} cut, {report['split']:,} split, {len(report['dropped']):,} dropped",
-            f"         {report['documents']:,} documents, {report['tokens']:,} tokens, {report['learned_tokens']:,} learned ({report['learned_tokens'] / report['tokens']:.0%})",
-            f"steps    {s.steps:,} of about {s.run.train.tokens_per_step} tokens, learning rate {s.run.train.learning_rate:g} ({s.run.train.schedule})",
-            f"writes   {s.run.out}/: run.yaml plan.json data.json events.jsonl checkpoints/ {weights.KIND[bool(s.tuning.adapter)]}/ loss.png README.md",
-            *[f"note     {note}" for note in s.notes],
-        ]
+def preview(s: Setting) -> list[str]:
+    """What a run would do, in lines: nothing is read beyond the data, nothing is written."""
+    report, run = s.report, s.run
+    return [
+        f"model    {s.located.name}: {s.total_parameters:,} parameters, {run.model.dtype} on {s.device}" + (", NF4" if run.model.quantize else ""),
+        f"method   {run.method.name}: {s.tuning.count:,} trainable parameters ({s.tuning.count / s.total_parameters:.2%}) in {len(s.tuning.parameters)} tensors",
+        f"data     {report['rows']:,} rows: {report['kept']:,} kept, {report['cut']:,} cut, {report['split']:,} split, {len(report['dropped']):,} dropped",
+        f"         {report['documents']:,} documents, {report['tokens']:,} tokens, {report['learned_tokens']:,} learned ({report['learned_tokens'] / report['tokens']:.0%})",
+        f"steps    {s.steps:,} of about {run.train.tokens_per_step} tokens, learning rate {run.train.learning_rate:g} ({run.train.schedule})",
+        f"writes   {run.out}/: run.yaml plan.json data.json events.jsonl checkpoints/ {weights.KIND[bool(s.tuning.adapter)]}/ loss.png README.md",
+        *[f"note     {note}" for note in s.notes],
+    ]

@@ -1,0 +1,47 @@
+"""How far two models are apart on sample prompts: the largest difference of logits, KL divergence, and how often they agree."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Over all positions of all prompts. KL is of the second model from the first, in nats."""
+
+    positions: int
+    largest_logit_difference: float
+    mean_kl: float
+    top1_agreement: float
+
+
+@torch.no_grad()
+def logits_of(model: Any, prompts: Sequence[Sequence[int]]) -> list[Tensor]:
+    """[T, V] fp32 logits of each prompt, on the CPU."""
+    return [model(input_ids=torch.tensor([list(ids)], device=model.device), use_cache=False).logits[0].float().cpu() for ids in prompts]
+
+
+def compare(first: Sequence[Tensor], second: Sequence[Tensor]) -> Difference:
+    """Two models' logits on the same prompts."""
+    largest, kl, same, positions = 0.0, 0.0, 0, 0
+    for a_TV, b_TV in zip(first, second, strict=True):
+        a_logp, b_logp = a_TV.log_softmax(-1), b_TV.log_softmax(-1)
+        largest = max(largest, (a_TV - b_TV).abs().max().item())
+        kl += (a_logp.exp() * (a_logp - b_logp)).sum().item()
+        same += int((a_TV.argmax(-1) == b_TV.argmax(-1)).sum())
+        positions += a_TV.shape[0]
+    return Difference(positions, largest, kl / positions, same / positions)
+
+
+def prompts(tokenizer: Any, renderer: Any) -> list[list[int]]:
+    """A few short prompts in several languages, rendered as a server would feed them; plain text where there is no chat template."""
+    texts = [
+        "What is the capital of France?",
+        "Write a short polite reply to a customer whose parcel is late.",
+        "用一句话解释什么是机器学习。",
+        'Extract the city as JSON: "I flew from Oslo to Rome."',
+    ]
+    return [renderer.prompt_ids([{"role": "user", "content": text}]) for text in texts]

@@ -1,0 +1,89 @@
+"""Folding an adapter into the weights of its base, shard by shard.
+
+Arithmetic in fp32; the source checkpoint's own tensor names, dtypes, tied tensors and files are kept, since what a server
+loads is that checkpoint with other numbers in it. Peak memory is one shard and one matrix.
+"""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from tunesmith.errors import UserError
+
+INDEX = "model.safetensors.index.json"
+
+
+@dataclass(frozen=True)
+class Merged:
+    """What was written: tensors that changed, and all of them."""
+
+    folder: Path
+    changed: int
+    tensors: int
+
+
+def fold(source: Path, target: Path, modules: dict[str, Any], transposed: Callable[[str], bool], prefix: str = "") -> Merged:
+    """Write `source`'s model with each module of `modules` ({path: module with folded(weight)}) folded into its matrix.
+
+    `transposed(path)` says where the checkpoint keeps [in, out]; `prefix` is the base model's prefix, which a checkpoint may
+    lack. Raises UserError with every path that has no matrix in the checkpoint; `target` is then not written.
+    """
+    files = shards(source)
+    names: dict[str, Path] = {}
+    for file in files:
+        with safe_open(file, framework="pt") as content:
+            names |= dict.fromkeys(content.keys(), file)
+    found = {key: path for path in modules if (key := _key(path, names, prefix)) is not None}
+    missing = [path for path in modules if path not in found.values()]
+    if missing:
+        raise UserError(f"{source}: its checkpoint has no matrix of its own for", *[f"  {path}" for path in missing[:20]])
+    target.mkdir(parents=True, exist_ok=True)
+    for path in source.iterdir():
+        if path.is_file() and path.suffix != ".safetensors":
+            shutil.copyfile(path, target / path.name)
+    for file in files:
+        tensors: dict[str, Tensor] = {}
+        with safe_open(file, framework="pt") as content:
+            metadata = content.metadata()
+            for key in content.keys():  # noqa: SIM118  not a dictionary
+                tensor = content.get_tensor(key)
+                if key in found:
+                    tensor = folded(tensor, modules[found[key]], transposed(found[key]))
+                tensors[key] = tensor.contiguous()
+        save_file(tensors, target / file.name, metadata=metadata)
+    return Merged(target, len(found), len(names))
+
+
+@torch.no_grad()
+def folded(weight: Tensor, module: Any, transposed: bool) -> Tensor:
+    """The folded matrix in the weight's own orientation and dtype; the sum is made in fp32."""
+    weight_OI = weight.T if transposed else weight
+    result_OI = module.folded(weight_OI)
+    return (result_OI.T if transposed else result_OI).to(weight.dtype)
+
+
+def shards(folder: Path) -> list[Path]:
+    """The safetensors files of a model folder, in order. Raises UserError where there are none."""
+    if (folder / INDEX).is_file():
+        weight_map = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
+        return [folder / name for name in sorted(set(weight_map.values()))]
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise UserError(f"{folder}: no safetensors to merge into")
+    return files
+
+
+def _key(path: str, names: dict[str, Path], prefix: str) -> str | None:
+    """The checkpoint's name for the matrix at a path; some checkpoints leave the base model's prefix out."""
+    for candidate in (f"{path}.weight", f"{path}.weight".removeprefix(f"{prefix}.") if prefix else ""):
+        if candidate in names:
+            return candidate
+    return None

@@ -1,0 +1,107 @@
+"""A base model with what was trained in its place: a run folder, an adapter folder, or any model by itself. What `evaluate`,
+`chat` and `merge` work on."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tunesmith import config, hardware
+from tunesmith.data.render import Renderer
+from tunesmith.errors import UserError
+from tunesmith.methods import layout
+from tunesmith.methods.tuning import Tuning
+from tunesmith.models import load as loading
+from tunesmith.models import slots
+from tunesmith.models.load import Base
+from tunesmith.models.source import Located, locate
+
+
+@dataclass
+class Tuned:
+    """Ready to answer. The adapter, where there is one, is in place."""
+
+    name: str
+    base: Base
+    located: Located  # the base; for a fully tuned run, the run's own model folder
+    renderer: Renderer
+    tuning: Tuning = field(default_factory=lambda: Tuning({}, {}))
+    run: config.Run | None = None
+
+    @property
+    def model(self) -> Any:
+        return self.base.model
+
+    @property
+    def tokenizer(self) -> Any:
+        return self.base.tokenizer
+
+    @property
+    def has_adapter(self) -> bool:
+        return bool(self.tuning.adapter)
+
+    @contextmanager
+    def without_adapter(self) -> Iterator[None]:
+        """The base itself for a while. Raises UserError where the base's own weights were trained."""
+        if self.run is not None and not self.has_adapter:
+            raise UserError(f"{self.name} trained the base's own weights, so the base is not in it; name it: --against {self.run.model.source}")
+        slots.lift(self.model, self.tuning.adapter)
+        try:
+            yield
+        finally:
+            slots.place(self.model, self.tuning.adapter)
+
+
+def open_tuned(name: str, *, model: str | None = None, device: str = "auto", dtype: str = "auto") -> Tuned:
+    """Open a run folder, an adapter folder (its base from its config, or `model`), or a model.
+
+    Raises UserError with what is missing.
+    """
+    folder = Path(name).expanduser()
+    if (folder / "run.yaml").is_file():
+        return _open_run(folder, device, dtype)
+    if layout.is_adapter(folder):
+        base = model or layout.base_of(folder)
+        if not base:
+            raise UserError(f"{folder / layout.CONFIG} does not name its base model (base_model_name_or_path); give it with --model")
+        return _open(folder.resolve().name, base, folder, None, device, dtype)
+    return _open(name, name, None, None, device, dtype)
+
+
+def _open_run(folder: Path, device: str, dtype: str) -> Tuned:
+    run = config.load(folder / "run.yaml").run
+    name = folder.resolve().name
+    if (folder / "model" / "config.json").is_file():
+        return _open(name, str(folder / "model"), None, run, device, dtype)
+    if layout.is_adapter(folder / "adapter"):
+        return _open(name, run.model.source, folder / "adapter", run, device, dtype)
+    raise UserError(f"{folder} holds a run without a result yet; finish it with `tunesmith resume {folder}`")
+
+
+def _open(name: str, source: str, adapter: Path | None, run: config.Run | None, device: str, dtype: str) -> Tuned:
+    file = layout.read(adapter) if adapter else None  # a broken adapter is said before the model is loaded
+    located = locate(source)
+    place = hardware.device(device if device != "auto" or run is None else _device(run.model.device))
+    if dtype == "auto" and run is not None and run.model.dtype != "auto":
+        dtype = run.model.dtype
+    chosen: torch.dtype = loading.DTYPES[dtype] if dtype != "auto" else hardware.default_dtype(place)[0]
+    quantize = run is not None and run.model.quantize is not None and adapter is not None
+    base = loading.load(located.folder, dtype=chosen, quantize=quantize, double_quant=run.model.double_quant if run else True, device=place)
+    settings = run.data if run else config.Data()
+    date = {} if settings.date == "today" else {"date": settings.date}
+    stops = loading.stop_ids(located.folder, base.model.config)
+    renderer = Renderer(base.tokenizer, thinking=settings.thinking, stop_ids=stops, **date)
+    tuning = layout.fit(file, base.model, place) if file else Tuning({}, {})
+    tuning.train(False)
+    for parameter in tuning.parameters.values():
+        parameter.requires_grad_(False)
+    slots.place(base.model, tuning.adapter)
+    return Tuned(name, base, located, renderer, tuning, run)
+
+
+def _device(name: str) -> str:
+    """A run's device where it is there, else whatever this machine has: a run made on a GPU can be read on a CPU."""
+    return name if not name.startswith("cuda") or torch.cuda.is_available() else "auto"

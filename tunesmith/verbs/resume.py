@@ -1,0 +1,39 @@
+"""`tunesmith resume DIR`: go on with a run."""
+
+import argparse
+import sys
+
+from tunesmith import config
+from tunesmith.errors import UserError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="DIR", help="run folder")
+    parser.add_argument("words", nargs="*", metavar="train.steps=N", help="more steps than the run was made for")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    steps = _steps(arguments.words)
+    from tunesmith.train import loop
+    from tunesmith.verbs.progress import follow, summary, tell
+    from tunesmith.verbs.signals import stopping
+
+    with stopping() as asked:
+        finished = follow(loop.resume(arguments.run, steps=steps, stop=asked, tell=tell))
+    assert finished is not None
+    print(summary(finished, arguments.run))
+    print(f"next: tunesmith chat {arguments.run} --compare", file=sys.stderr)
+    return 0
+
+
+def _steps(words: list[str]) -> int | None:
+    steps = None
+    for word in words:
+        key, sign, text = word.partition("=")
+        value = config.parse_value(text) if sign else None
+        if key != "train.steps":
+            raise UserError(f"{word}: a resumed run keeps its settings; only train.steps=N can change. For other settings begin a new run with model.adapter")
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise UserError(f"{word}: train.steps is a whole number of at least 1")
+        steps = value
+    return steps

@@ -1,0 +1,46 @@
+"""`tunesmith train`: begin a run."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from tunesmith import config
+from tunesmith.errors import UserError
+from tunesmith.verbs import settings
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    settings.add_arguments(parser)
+    parser.add_argument("--then", choices=["merge"], help="what to do with the result: merge writes DIR/merged")
+    parser.add_argument("--dry-run", action="store_true", help="the data report, trainable parameters, what would be written; nothing is")
+    parser.add_argument("--print-config", action="store_true", help="every setting as YAML, and where it came from")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    loaded = settings.read(arguments)
+    if arguments.print_config:
+        print(config.dump(loaded.run, loaded.origins), end="")
+        return 0
+    if arguments.then == "merge" and loaded.run.method.name in ("full", "freeze"):
+        raise UserError(f"--then merge: method {loaded.run.method.name} already gives a whole model in DIR/model")
+    from tunesmith.train import loop
+    from tunesmith.train.setting import decide
+    from tunesmith.verbs.progress import follow, summary, tell
+    from tunesmith.verbs.signals import stopping
+
+    setting = decide(loaded.run, loaded.origins, tell)
+    if arguments.dry_run:
+        for line in loop.preview(setting):
+            print(line)
+        return 0
+    with stopping() as asked:
+        finished = follow(loop.begin(setting, stop=asked, tell=tell))
+    assert finished is not None
+    out = Path(setting.run.out)
+    print(summary(finished, out))
+    if arguments.then == "merge":
+        from tunesmith.verbs.merge import merge_run
+
+        return merge_run(out, out / "merged", None)
+    print(f"next: tunesmith chat {out} --compare", file=sys.stderr)
+    return 0
