@@ -17,11 +17,11 @@ from tunesmith.errors import UserError
 from tunesmith.methods.lora import LoRA, scale_of
 from tunesmith.methods.tuning import Tuning
 from tunesmith.models import slots
-from tunesmith.models.nf4 import shape_of
+from tunesmith.models.nf4 import is_linear, is_transposed, shape_of
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
-# Settings of a peft file that change what an adapter computes and that are not read here: any other value is refused.
+# Settings of a peft file that change what an adapter computes and are not read here: every value but these is refused.
 _PLAIN: dict[str, tuple[Any, ...]] = {
     "peft_type": ("LORA",),
     "use_dora": (False, None),
@@ -33,7 +33,13 @@ _PLAIN: dict[str, tuple[Any, ...]] = {
     "layer_replication": (None, []),
     "alora_invocation_tokens": (None, []),
     "use_qalora": (False, None),
+    "use_bdlora": (None,),
+    "arrow_config": (None,),
+    "kasa_config": (None,),
+    "monteclora_config": (None,),
 }
+# Ways to begin that also change the base model's weights: without that changed base the two matrices mean something else.
+_CHANGES_THE_BASE = ("pissa", "corda", "olora", "mica", "loftq", "lora_ga")
 
 
 def is_adapter(folder: Path) -> bool:
@@ -48,7 +54,7 @@ def write(folder: Path, model: Any, tuning: Tuning, base: str) -> None:
     modules: dict[str, Any] = tuning.adapter
     first = next(iter(modules.values()))
     rank, dropout, scale = first.A.shape[0], first.dropout, first.scale
-    transposed = {type(model.get_submodule(path)).__name__ == "Conv1D" for path in modules}
+    transposed = {is_transposed(model.get_submodule(path)) for path in modules}
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -95,33 +101,51 @@ class AdapterFile:
 
 
 def read(folder: Path) -> AdapterFile:
-    """Read an adapter folder in peft's layout. Raises UserError with every setting or tensor that is not plain LoRA."""
+    """Read an adapter folder in peft's layout. Raises UserError with every setting and tensor that is not plain LoRA."""
     config = _config(folder)
-    problems = [
-        f"{folder / CONFIG}: {key}={config[key]!r} is not served" for key, plain in _PLAIN.items() if key in config and config[key] not in plain
-    ]
-    weights = folder / WEIGHTS
-    if not weights.is_file():
-        extra = " (adapter_model.bin is a pickle and is not opened; save it again as safetensors)" if (folder / "adapter_model.bin").exists() else ""
-        raise UserError(f"{folder}: no {WEIGHTS}{extra}")
-    try:
-        found = load_file(weights)
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{weights}: not a whole safetensors file ({error})") from None
-    tensors, scales = {}, {}
-    for key, tensor in found.items():
+    problems = [f"{folder / CONFIG}: {sentence}" for sentence in _unserved(config)]
+    tensors: dict[str, Tensor] = {}
+    for key, tensor in _weights(folder).items():
         match = re.fullmatch(re.escape(_PREFIX) + r"(.+)\.lora_([AB])(?:\.default)?\.weight", key)
-        if match is None:
-            problems.append(f"{weights}: tensor {key} is not part of a plain LoRA")
-            continue
-        path, letter = match.groups()
-        tensors[f"{path}.{letter}"] = tensor.float()
-        if letter == "A":
-            alpha = _pattern(config.get("alpha_pattern") or {}, path, config.get("lora_alpha", tensor.shape[0]))
-            scales[path] = scale_of(alpha, tensor.shape[0], bool(config.get("use_rslora")))
+        if match is None or tensor.ndim != 2:
+            problems.append(f"{folder / WEIGHTS}: tensor {key} {tuple(tensor.shape)} is not part of a plain LoRA")
+        else:
+            tensors[".".join(match.groups())] = tensor.float()
+    scales = {}
+    for path in dict.fromkeys(name[:-2] for name in tensors):
+        a, b = tensors.get(f"{path}.A"), tensors.get(f"{path}.B")
+        if a is None or b is None:
+            problems.append(f"{folder / WEIGHTS}: {path} has no lora_{'A' if a is None else 'B'}")
+        elif a.shape[0] != b.shape[1]:
+            problems.append(f"{folder / WEIGHTS}: {path} has rank {a.shape[0]} in lora_A and {b.shape[1]} in lora_B")
+        else:
+            alpha = _pattern(config.get("alpha_pattern") or {}, path, config.get("lora_alpha", 8))  # 8 is peft's default
+            scales[path] = scale_of(alpha, a.shape[0], bool(config.get("use_rslora")))
+    if not tensors and not problems:
+        problems.append(f"{folder / WEIGHTS}: holds no tensors")
     if problems:
-        raise UserError(*problems)
+        raise UserError(*_some(problems))
     return AdapterFile(folder, config.get("base_model_name_or_path") or "", tensors, scales, float(config.get("lora_dropout") or 0.0))
+
+
+def _unserved(config: dict[str, Any]) -> list[str]:
+    """Settings that change what the tensors mean, in a way that is not served."""
+    found = [f"{key}={config[key]!r} is not served" for key, plain in _PLAIN.items() if key in config and config[key] not in plain]
+    start = config.get("init_lora_weights")
+    if isinstance(start, str) and start.lower().startswith(_CHANGES_THE_BASE):
+        found.append(f"init_lora_weights={start!r} changes the base model too; let peft convert it to a plain LoRA and save it again")
+    return found
+
+
+def _weights(folder: Path) -> dict[str, Tensor]:
+    path = folder / WEIGHTS
+    if not path.is_file():
+        pickled = (folder / "adapter_model.bin").exists()
+        raise UserError(f"{folder}: no {WEIGHTS}" + " (adapter_model.bin is a pickle and is not opened; save it as safetensors)" * pickled)
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path}: not a whole safetensors file ({error})") from None
 
 
 def fit(file: AdapterFile, model: Any, device: Any = None) -> Tuning:
@@ -129,11 +153,11 @@ def fit(file: AdapterFile, model: Any, device: Any = None) -> Tuning:
     layers = dict(model.named_modules())
     problems, adapter = [], {}
     for path, scale in file.scales.items():
-        a, b = file.tensors[f"{path}.A"], file.tensors.get(f"{path}.B")
-        if b is None:
-            problems.append(f"{path}: lora_A without lora_B")
-        elif path not in layers:
+        a, b = file.tensors[f"{path}.A"], file.tensors[f"{path}.B"]
+        if path not in layers:
             problems.append(f"{path}: no such layer in the model")
+        elif not is_linear(layers[path]):
+            problems.append(f"{path}: {type(layers[path]).__name__} is no linear layer")
         elif (a.shape[1], b.shape[0]) != shape_of(layers[path]):
             problems.append(f"{path}: made for {(a.shape[1], b.shape[0])}, the layer is {shape_of(layers[path])} (in, out)")
         else:
@@ -143,10 +167,13 @@ def fit(file: AdapterFile, model: Any, device: Any = None) -> Tuning:
                 module.B.copy_(b)
             adapter[path] = module
     if problems:
-        shown = problems[:20] + ([f"and {len(problems) - 20} more"] if len(problems) > 20 else [])
-        raise UserError(f"{file.folder} was made for another base model ({file.base or 'unnamed'}):", *[f"  {p}" for p in shown])
+        raise UserError(f"{file.folder} was made for another base model ({file.base or 'unnamed'}):", *[f"  {p}" for p in _some(problems)])
     ordered: dict[str, nn.Module] = {path: adapter[path] for path in layers if path in adapter}
     return Tuning(ordered, dict(slots.indexed(ordered)))
+
+
+def _some(problems: list[str]) -> list[str]:
+    return problems[:20] + ([f"and {len(problems) - 20} more"] if len(problems) > 20 else [])
 
 
 def base_of(folder: Path) -> str:
@@ -157,11 +184,13 @@ def base_of(folder: Path) -> str:
 def _config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
     try:
-        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{folder}: no {CONFIG}, so it is not an adapter folder") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not valid JSON ({error})") from None
+    if not isinstance(config, dict):
+        raise UserError(f"{path}: not an adapter's settings")
     return config
 
 

@@ -9,6 +9,7 @@ An argument that we do not know and that is not None is an error, never ignored:
 causal attention, with a window, a soft-cap or sinks, is caught here or by the proof at the start of a run.
 """
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -19,10 +20,10 @@ from transformers import AttentionInterface
 NAME = "tunesmith"
 
 # Arguments that classes hand to every attention function and that do not change what causal self-attention computes.
-_HARMLESS = frozenset(
+_HARMLESS = (
     "cu_seq_lens_q cu_seq_lens_k max_length_q max_length_k position_ids cache_position use_cache output_attentions "
-    "output_hidden_states return_dict is_causal layer_idx num_items_in_batch cache_params position_embeddings".split()
-)
+    "output_hidden_states return_dict is_causal layer_idx num_items_in_batch cache_params position_embeddings"
+).split()  # noqa: SIM905  a line for each name would hide the table
 _QUERY_CHUNK = 256  # queries whose scores are made at once where no fused kernel can be used
 
 
@@ -64,7 +65,7 @@ def packed_attention(
     scale = scaling if scaling is not None else q_BHTE.shape[-1] ** -0.5
     starts = cu_seq_lens_q.tolist()
     out_BTHE = []
-    for begin, end in zip(starts[:-1], starts[1:], strict=True):
+    for begin, end in pairwise(starts):
         if begin == end:
             continue
         q, k, v = q_BHTE[:, :, begin:end], k_BKTE[:, :, begin:end], v_BKTE[:, :, begin:end]

@@ -44,4 +44,5 @@ def head_of(model: Any) -> Head:
 
 def decoder_of(model: Any) -> Any:
     """The part of a causal language model below its head."""
-    return getattr(model, model.base_model_prefix, None) or model.get_decoder()
+    candidates = [getattr(model, model.base_model_prefix, None), model.get_decoder(), getattr(model, "model", None)]
+    return next((part for part in candidates if part is not None and part is not model), model)

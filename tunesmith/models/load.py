@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
@@ -88,7 +89,9 @@ def size_of(model: nn.Module, dtype: torch.dtype, quantize: bool, double_quant: 
     return Size(total, weights, largest)
 
 
-def load(folder: Path, *, dtype: torch.dtype, quantize: bool = False, double_quant: bool = True, device: torch.device | str = "cpu") -> Base:
+def load(
+    folder: Path, *, dtype: torch.dtype, quantize: bool = False, double_quant: bool = True, device: torch.device | str = "cpu"
+) -> Base:
     """Load a causal language model from a folder of safetensors.
 
     Raises UserError for NF4 on a mixture of experts whose experts are 3-D parameters (they would stay unquantised), and for
@@ -116,9 +119,10 @@ def load(folder: Path, *, dtype: torch.dtype, quantize: bool = False, double_qua
         arguments["device_map"] = {"": str(device)}
     with quiet(), _one_tensor_after_the_other():
         try:
-            model, info = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **arguments)
-        except (OSError, ValueError, RuntimeError) as error:
+            loaded: Any = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **arguments)
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise UserError(f"{folder}: cannot be loaded: {_first_line(error)}") from None
+    model, info = loaded
     missing = sorted(info["missing_keys"])
     if missing:
         raise UserError(*[f"{folder}: the checkpoint has no tensor for {key}, which {type(model).__name__} needs" for key in missing[:20]])

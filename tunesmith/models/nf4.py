@@ -87,10 +87,16 @@ def _nested_code(device: torch.device) -> Tensor:
 class Nf4Linear(nn.Module):
     """A frozen linear layer whose matrix is kept as NF4 codes and dequantised whenever it is used."""
 
-    def __init__(self, in_features: int, out_features: int, bias: bool, double: bool, dtype: torch.dtype):
+    bias: nn.Parameter | None
+    absmax: Tensor
+    nested_absmax: Tensor | None
+    offset: Tensor | None
+
+    def __init__(self, in_features: int, out_features: int, bias: bool, double: bool, dtype: torch.dtype, transposed: bool = False):
         super().__init__()
         assert in_features % BLOCK == 0
         self.in_features, self.out_features, self.dtype = in_features, out_features, dtype
+        self.transposed = transposed  # the checkpoint keeps [in, out], as GPT-2's Conv1D does
         scales = in_features * out_features // BLOCK
         self.weight = nn.Parameter(torch.empty(out_features, in_features // 2, dtype=torch.uint8), requires_grad=False)
         self.register_buffer("absmax", torch.empty(scales, dtype=torch.uint8 if double else torch.float32))
@@ -99,7 +105,7 @@ class Nf4Linear(nn.Module):
         self.register_parameter("bias", nn.Parameter(torch.empty(out_features, dtype=dtype), requires_grad=False) if bias else None)
 
     def quantized(self) -> Quantized:
-        return Quantized(self.weight, self.absmax, self.nested_absmax, self.offset)  # type: ignore[arg-type]
+        return Quantized(self.weight, self.absmax, self.nested_absmax, self.offset)
 
     def dequantized(self) -> Tensor:
         """The matrix [out, in] in the layer's dtype."""
@@ -130,10 +136,20 @@ def weight_of(linear: nn.Module) -> Tensor:
 
     For an NF4 layer it is made on each call; for GPT-2's `Conv1D`, which keeps [in, out], it is a transposed view.
     """
-    if hasattr(linear, "dequantized"):
+    if isinstance(linear, Nf4Linear):
         return linear.dequantized()
     weight: Tensor = linear.weight  # type: ignore[assignment]
     return weight.T if isinstance(linear, Conv1D) else weight
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Whether an adapter can stand beside it: exactly these classes, since a subclass may compute something else."""
+    return type(module) in (nn.Linear, Conv1D, Nf4Linear)
+
+
+def is_transposed(linear: nn.Module) -> bool:
+    """Whether the checkpoint keeps the matrix as [in, out]."""
+    return isinstance(linear, Conv1D) or (isinstance(linear, Nf4Linear) and linear.transposed)
 
 
 def shape_of(linear: nn.Module) -> tuple[int, int]:
@@ -161,6 +177,8 @@ class Nf4Config(QuantizationConfigMixin):
 class Nf4Quantizer(HfQuantizer):
     """Hooks into `from_pretrained`: layers are exchanged on the meta device, each tensor is quantised as it is read."""
 
+    quantization_config: Nf4Config
+
     def __init__(self, quantization_config: Nf4Config, **kwargs: Any):
         super().__init__(quantization_config, **(kwargs | {"pre_quantized": False}))
 
@@ -169,12 +187,12 @@ class Nf4Quantizer(HfQuantizer):
         return name == "weight" and path in self.quantization_config.paths
 
     def _process_model_before_weight_loading(self, model: nn.Module, **kwargs: Any) -> None:
-        config: Any = self.quantization_config
+        config = self.quantization_config
         with torch.device("meta"):
             for path in config.paths:
                 linear = model.get_submodule(path)
-                layer = Nf4Linear(*shape_of(linear), linear.bias is not None, config.double, linear.weight.dtype)  # type: ignore[arg-type]
-                layer.transposed = isinstance(linear, Conv1D)  # how the checkpoint keeps the matrix
+                dtype: Any = linear.weight.dtype
+                layer = Nf4Linear(*shape_of(linear), linear.bias is not None, config.double, dtype, isinstance(linear, Conv1D))
                 model.set_submodule(path, layer)
 
     def get_quantize_ops(self) -> Any:

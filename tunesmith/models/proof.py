@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tunesmith.models import attention, slots
+from tunesmith.models import attention
 from tunesmith.models.head import decoder_of, head_of
 from tunesmith.models.load import quiet
 
@@ -46,17 +46,19 @@ def prove(config: Any, model_class: type, own_attention: str) -> Proof:
     failures: list[str] = []
     try:
         model = miniature(config, model_class)
-    except Exception as error:  # noqa: BLE001  any architecture of the library may refuse to be small, for reasons of its own
-        return Proof(False, False, (f"no miniature of {model_class.__name__} could be made ({_line(error)}); its own head and attention are used",))
+    except Exception as error:  # any architecture of the library may refuse to be small, for reasons of its own
+        return _nothing(f"no miniature of {model_class.__name__} could be made ({_line(error)})")
     ids_T = torch.arange(sum(LENGTHS)).mul(7919).remainder(VOCABULARY)
     documents = ids_T.split(LENGTHS)
     with torch.no_grad(), quiet():
         try:
             _attend(model, own_attention)
             reference = [_own_logits(model, ids) for ids in documents]
-        except Exception as error:  # noqa: BLE001
-            return Proof(False, False, (f"the miniature of {model_class.__name__} does not run ({_line(error)}); its own head and attention are used",))
-        head = _holds("our head gives the class's logits", failures, lambda: [(_our_logits(model, d, None), r) for d, r in zip(documents, reference, strict=True)])
+        except Exception as error:
+            return _nothing(f"the miniature of {model_class.__name__} does not run ({_line(error)})")
+
+        def own() -> list[tuple[Tensor, Tensor]]:
+            return [(_our_logits(model, d, None), r) for d, r in zip(documents, reference, strict=True)]
 
         def ours() -> list[tuple[Tensor, Tensor]]:
             _attend(model, attention.NAME)
@@ -75,12 +77,17 @@ def prove(config: Any, model_class: type, own_attention: str) -> Proof:
             assert not torch.equal(before[~still], after[~still]), "a changed token changes nothing at all"
             return [(after[still], before[still])]
 
+        head = _holds("our head gives the class's logits", failures, own)
         free = (
             _holds("our attention gives what the class's own attention gives", failures, ours)
             and _holds("a packed row gives what its documents give alone", failures, packed)
             and _holds("a changed token moves nothing before it and nothing in other documents", failures, causal)
         )
     return Proof(head, free, tuple(failures))
+
+
+def _nothing(reason: str) -> Proof:
+    return Proof(False, False, (f"{reason}; its own head and attention are used",))
 
 
 def miniature(config: Any, model_class: type) -> Any:
@@ -181,7 +188,7 @@ def row_arguments(lengths: tuple[int, ...], device: torch.device) -> dict[str, A
 def _holds(statement: str, failures: list[str], pairs: Any) -> bool:
     try:
         worst = max(((ours - theirs).abs().max() / theirs.abs().max()).item() for ours, theirs in pairs())
-    except Exception as error:  # noqa: BLE001  whatever a class raises here means that it does not work this way
+    except Exception as error:  # whatever a class raises here means that it does not work this way
         failures.append(f"not so for this architecture: {statement} ({_line(error)})")
         return False
     if not worst <= TOLERANCE:

@@ -5,15 +5,15 @@ path gets `forward = module(layer, x)` as an attribute of the instance, and lose
 and the class stay exactly what `transformers` made.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
-from transformers.pytorch_utils import Conv1D
 
-from tunesmith.models.nf4 import Nf4Linear, shape_of
+from tunesmith.models.nf4 import is_linear, is_transposed, shape_of
 
 ROLES = ("q", "k", "v", "o", "gate", "up", "down")
 
@@ -34,8 +34,10 @@ _ATTENTION = {role: _LLAMA[role] for role in ("q", "k", "v", "o")}
 # config.model_type -> role (or fused roles) -> how the module's path ends
 FAMILIES: dict[str, dict[str, str]] = {
     **dict.fromkeys(
-        "llama mistral ministral qwen2 qwen3 gemma gemma2 gemma3 gemma3_text smollm3 granite cohere cohere2 olmo olmo2 olmo3 stablelm "
-        "helium arcee ernie4_5 hunyuan_v1_dense seed_oss exaone4 nemotron mixtral qwen2_moe qwen3_moe olmoe".split(),
+        (
+            "llama mistral ministral qwen2 qwen3 gemma gemma2 gemma3 gemma3_text smollm3 granite cohere cohere2 olmo olmo2 olmo3 stablelm "
+            "helium arcee ernie4_5 hunyuan_v1_dense seed_oss exaone4 nemotron mixtral qwen2_moe qwen3_moe olmoe"
+        ).split(),  # noqa: SIM905  a line for each name would hide the table
         _LLAMA,
     ),
     "phi3": _PHI3,
@@ -61,7 +63,7 @@ class Place:
     path: str
     in_features: int
     out_features: int
-    transposed: bool  # GPT-2's Conv1D keeps [in, out]
+    transposed: bool  # the checkpoint keeps [in, out], as GPT-2's Conv1D does
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,33 +74,34 @@ class Untouched:
     parameters: int
 
 
-def family(model: nn.Module) -> dict[str, str] | None:
+def family(model: Any) -> dict[str, str] | None:
     """Roles of this architecture, or None where it is not in the table."""
-    config = model.config
-    return FAMILIES.get(config.model_type) or FAMILIES.get(config.get_text_config().model_type)  # type: ignore[operator,union-attr]
+    return FAMILIES.get(model.config.model_type) or FAMILIES.get(model.config.get_text_config().model_type)
 
 
-def blocks(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """The repeated decoder blocks, by path: the longest ModuleList (the first, where two are as long)."""
+def blocks(model: Any) -> list[tuple[str, nn.Module]]:
+    """The repeated decoder blocks, by path: the longest list of modules; one as long as the text model is deep goes before
+    others, since a picture tower may have more blocks than the language model behind it."""
     lists = [(path, module) for path, module in model.named_modules() if isinstance(module, nn.ModuleList)]
     lists = [(p, m) for p, m in lists if not any(p.startswith(outer + ".") for outer, _ in lists)]
     if not lists:
         return []
-    path, longest = max(lists, key=lambda item: len(item[1]))
-    return [(f"{path}.{i}", block) for i, block in enumerate(longest)]
+    depth = getattr(model.config.get_text_config(), "num_hidden_layers", None)
+    path, chosen = max(lists, key=lambda item: (len(item[1]) == depth, len(item[1])))
+    return [(f"{path}.{i}", block) for i, block in enumerate(chosen)]
 
 
-def linears(model: nn.Module) -> list[Place]:
+def linears(model: Any) -> list[Place]:
     """Every linear layer of the repeated blocks, in the model's order."""
     places = []
     for path, block in blocks(model):
         for inner, module in block.named_modules():
-            if type(module) in (nn.Linear, Conv1D, Nf4Linear):
-                places.append(Place(f"{path}.{inner}", *shape_of(module), isinstance(module, Conv1D)))
+            if is_linear(module):
+                places.append(Place(f"{path}.{inner}", *shape_of(module), is_transposed(module)))
     return places
 
 
-def select(model: nn.Module, targets: str | list[str]) -> tuple[list[Place], list[str]]:
+def select(model: Any, targets: str | Sequence[str]) -> tuple[list[Place], list[str]]:
     """The layers that `targets` names, and notes for the user.
 
     `targets` is "all", or roles (q k v o gate up down), or endings of module paths.
@@ -110,7 +113,7 @@ def select(model: nn.Module, targets: str | list[str]) -> tuple[list[Place], lis
         if roles is None or not chosen:
             chosen = [p for p in everything if p.out_features > 1]
             notes.append(
-                f"{model.config.model_type} is not in the table of architectures: "  # type: ignore[union-attr]
+                f"{model.config.model_type} is not in the table of architectures: "
                 f"all {len(chosen)} linear layers of the repeated blocks are targets"
             )
     else:
@@ -128,11 +131,13 @@ def select(model: nn.Module, targets: str | list[str]) -> tuple[list[Place], lis
     if stacks:
         total = sum(p.numel() for p in model.parameters())
         share = sum(stack.parameters for stack in stacks) / total
-        notes.append(f"{len(stacks)} expert stacks with {share:.0%} of the parameters are not reached by linear adapters and stay as they are")
+        notes.append(
+            f"{len(stacks)} expert stacks with {share:.0%} of the parameters are not reached by linear adapters and stay as they are"
+        )
     return chosen, notes
 
 
-def experts(model: nn.Module) -> list[Untouched]:
+def experts(model: Any) -> list[Untouched]:
     """The 3-D parameters of the repeated blocks: all experts of a layer in one tensor."""
     return [
         Untouched(f"{path}.{name}", parameter.numel())

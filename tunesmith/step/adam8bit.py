@@ -25,9 +25,9 @@ class Adam8bit(torch.optim.Optimizer):
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    self._update(parameter, group)
+                    self._update(parameter, parameter.grad, group)
 
-    def _update(self, parameter: Tensor, group: dict[str, Any]) -> None:
+    def _update(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
         state = self.state[parameter]
         if not state:
             state["step"] = torch.zeros(())
@@ -35,8 +35,8 @@ class Adam8bit(torch.optim.Optimizer):
                 _put(state, moment, torch.zeros_like(parameter), signed=moment == "first")
         state["step"] += 1
         (beta1, beta2), steps = group["betas"], float(state["step"])
-        first = _get(state, "first", parameter, signed=True).lerp_(parameter.grad, 1 - beta1)
-        second = _get(state, "second", parameter, signed=False).mul_(beta2).addcmul_(parameter.grad, parameter.grad, value=1 - beta2)
+        first = _get(state, "first", parameter, signed=True).lerp_(gradient, 1 - beta1)
+        second = _get(state, "second", parameter, signed=False).mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
         parameter.mul_(1 - group["lr"] * group["weight_decay"])
         scale = (second / (1 - beta2**steps)).sqrt_().add_(group["eps"])
         parameter.addcdiv_(first, scale, value=-group["lr"] / (1 - beta1**steps))

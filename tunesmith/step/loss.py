@@ -22,18 +22,21 @@ def learned_loss(h_NC: Tensor, targets_N: Tensor, head: Head, scale: float = 1.0
     """scale · Σ -log p(target), a scalar in fp32.
 
     `head_gradient_VC` (fp32), where given, receives scale · dloss/dW of the head, ADDED during this call when gradients are
-    enabled: the caller must not multiply the returned loss before `backward`. A trained bias is not served here.
+    enabled: the caller must not multiply the returned loss before `backward`. A trained bias gets its gradient in `backward`.
     """
     if h_NC.shape[0] == 0:
         return h_NC.sum().float() * 0.0
-    return _LearnedLoss.apply(h_NC, targets_N, head, scale, head_gradient_VC)
+    return _LearnedLoss.apply(h_NC, head.bias_V, targets_N, head, scale, head_gradient_VC if torch.is_grad_enabled() else None)
 
 
 class _LearnedLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, h_NC: Tensor, targets_N: Tensor, head: Head, scale: float, head_gradient_VC: Tensor | None) -> Tensor:
-        wants_gradient = ctx.needs_input_grad[0] or head_gradient_VC is not None
+    def forward(
+        ctx: Any, h_NC: Tensor, bias_V: Tensor | None, targets_N: Tensor, head: Head, scale: float, head_gradient_VC: Tensor | None
+    ) -> Tensor:
+        wants_gradient = any(ctx.needs_input_grad) or head_gradient_VC is not None
         dh_NC = torch.empty_like(h_NC) if ctx.needs_input_grad[0] else None
+        dbias_V = torch.zeros_like(bias_V, dtype=torch.float32) if bias_V is not None and ctx.needs_input_grad[1] else None
         total = torch.zeros((), dtype=torch.float32, device=h_NC.device)
         rows = chunk_rows(head.weight_VC.shape[0], h_NC.device.type)
         for begin in range(0, h_NC.shape[0], rows):
@@ -49,17 +52,20 @@ class _LearnedLoss(torch.autograd.Function):
                 d_RV.mul_(1 - (logits_RV.float() / head.softcap).square_())
             if head.scale * scale != 1.0:
                 d_RV.mul_(head.scale * scale)
+            if dbias_V is not None:
+                dbias_V += d_RV.sum(0)
             d_RV = d_RV.to(h_NC.dtype)
             if dh_NC is not None:
                 torch.mm(d_RV, head.weight_VC, out=dh_NC[begin : begin + rows])
             if head_gradient_VC is not None:
                 head_gradient_VC += d_RV.T @ h_RC
-        ctx.dh_NC = dh_NC
+        ctx.gradients = (dh_NC, None if dbias_V is None or bias_V is None else dbias_V.to(bias_V.dtype))
         return total * scale
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, None, None, None, None]:  # type: ignore[override]
-        return (None if ctx.dh_NC is None else ctx.dh_NC.mul_(g.to(ctx.dh_NC.dtype))), None, None, None, None
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        dh_NC, dbias_V = (None if d is None else d.mul_(g.to(d.dtype)) for d in ctx.gradients)
+        return dh_NC, dbias_V, None, None, None, None
 
 
 def chunk_rows(vocabulary: int, device_type: str) -> int:

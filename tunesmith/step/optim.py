@@ -51,6 +51,8 @@ class Optimizer:
     def clip(self, largest: float) -> Tensor:
         """The gradient norm before clipping, as a tensor: nothing waits for the device here."""
         gradients = [m.grad for m in self.masters.values() if m.grad is not None]
+        if not gradients:
+            return torch.zeros(())
         norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradients]))
         if largest > 0:
             factor = (largest / (norm + 1e-6)).clamp(max=1.0)
@@ -74,7 +76,10 @@ class Optimizer:
             parameter.grad = None
 
     def state(self) -> dict[str, Tensor]:
-        """Everything but the parameters themselves, by `name.part`; masters too, where they are copies."""
+        """Everything but the parameters themselves, by `name.part`; masters too, where they are copies.
+
+        A tensor that never had a gradient (an encoder for pictures, say) has no moments.
+        """
         tensors = {}
         for name, master in self.masters.items():
             if master is not self.parameters[name]:
@@ -86,7 +91,7 @@ class Optimizer:
     @torch.no_grad()
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """Copy a state back, into tensors as an undisturbed run would have allocated them. Raises UserError for a misfit."""
-        self._allocate()
+        self._allocate([name for name in self.masters if f"{name}.step" in tensors])
         wanted = self.state()
         problems = [f"optimizer state has no {name}" for name in wanted if name not in tensors]
         problems += [f"optimizer state has an unknown {name}" for name in tensors if name not in wanted]
@@ -94,18 +99,20 @@ class Optimizer:
             raise UserError(*problems[:20])
         for name, value in wanted.items():
             value.copy_(tensors[name])
-        for name, parameter in self.parameters.items():
-            if self.masters[name] is not parameter:
-                parameter.copy_(self.masters[name])
-
-    def _allocate(self) -> None:
-        """Let the optimizer make its state as its first step would, by a step that changes nothing."""
-        before = {name: master.detach().clone() for name, master in self.masters.items()}
-        for master in self.masters.values():
-            master.grad = torch.zeros_like(master)
-        self.step(0.0)
         for name, master in self.masters.items():
-            master.data.copy_(before[name])
+            state = self._inner.state.get(master, {})
+            state |= {part: type(value)(tensors[f"{name}.{part}"].item()) for part, value in state.items() if not isinstance(value, Tensor)}
+            if master is not self.parameters[name]:
+                self.parameters[name].copy_(master)
+
+    def _allocate(self, names: list[str]) -> None:
+        """Let the optimizer make the state of these tensors as its first step would, by a step that changes nothing."""
+        before = {name: self.masters[name].detach().clone() for name in names}
+        for name in names:
+            self.masters[name].grad = torch.zeros_like(self.masters[name])
+        self.step(0.0)
+        for name in names:
+            self.masters[name].data.copy_(before[name])
 
 
 def _make(kind: str, groups: list[dict[str, Any]], weight_decay: float) -> Any:
@@ -118,7 +125,7 @@ def _make(kind: str, groups: list[dict[str, Any]], weight_decay: float) -> Any:
 
         return {"adamw_8bit": bitsandbytes.optim.AdamW8bit, "paged_adamw_8bit": bitsandbytes.optim.PagedAdamW8bit}[kind](groups, **common)
     if kind == "paged_adamw_8bit":
-        raise UserError("train.optimizer: paged_adamw_8bit pages between a GPU and the host, and this run is on the CPU; take adamw_8bit or adamw")
+        raise UserError("train.optimizer: paged_adamw_8bit needs a GPU to page between it and the host; take adamw_8bit or adamw on a CPU")
     return Adam8bit(groups, **common)
 
 

@@ -1,0 +1,162 @@
+"""The proof says exactly which classes may be left to our head and our attention, and catches what would go wrong silently."""
+
+import pytest
+import torch
+from transformers import GPT2Config, LlamaForCausalLM
+from transformers.models.llama import modeling_llama
+
+from tests.tiny_models import CONFIGS, model_class
+from tunesmith.models import attention
+from tunesmith.models.proof import LENGTHS, VOCABULARY, WINDOW, miniature, prove, row_arguments
+
+PACKED = [
+    "llama", "llama_tied", "qwen2", "qwen3", "mistral", "gemma2", "gemma3", "phi", "phi3", "mixtral", "qwen3_moe", "gpt2",
+    "cohere", "granite", "gpt_oss", "opt", "gpt_neox", "starcoder2", "smollm3",
+]  # fmt: skip
+# attention of their own that knows no documents; mixers that carry state from one document to the next
+OWN_ATTENTION = ["falcon", "bloom", "mpt", "gptj", "lfm2", "mamba", "llama4"]
+
+
+def proved(name, cls=None):
+    cls = cls or model_class(name)
+    return prove(CONFIGS[name](), cls, "sdpa" if cls._supports_sdpa else "eager")
+
+
+@pytest.mark.parametrize("name", PACKED)
+def test_families_that_may_be_packed(name):
+    found = proved(name)
+    assert (found.own_head, found.packed, found.failures) == (True, True, ())
+
+
+@pytest.mark.parametrize("name", OWN_ATTENTION)
+def test_families_that_may_not(name):
+    found = proved(name)
+    assert (found.own_head, found.packed) == (True, False)
+    assert len(found.failures) == 1 and found.failures[0].startswith("not so for this architecture: ")
+
+
+def test_every_configuration_is_on_one_of_the_lists():
+    assert set(CONFIGS) == {*PACKED, *OWN_ATTENTION}
+
+
+class LosesItsMask(LlamaForCausalLM):
+    """Under any attention but its own names every layer sees the whole row, without an error."""
+
+    def forward(self, *args, **kwargs):
+        if self.config._attn_implementation != "sdpa":
+            kwargs["cu_seq_lens_q"] = torch.tensor([0, kwargs["input_ids"].shape[1]])
+        return super().forward(*args, **kwargs)
+
+
+class LeaksBackwards(LlamaForCausalLM):
+    """Adds the mean over the whole row to every position's logits: the future and other documents leak in."""
+
+    def forward(self, *args, **kwargs):
+        output = super().forward(*args, **kwargs)
+        output.logits = output.logits + output.logits.mean(1, keepdim=True)
+        return output
+
+
+class ScalesItsLogits(LlamaForCausalLM):
+    def forward(self, *args, **kwargs):
+        output = super().forward(*args, **kwargs)
+        output.logits = output.logits * 1.01
+        return output
+
+
+class AsksForMore(LlamaForCausalLM):
+    def forward(self, *args, **kwargs):
+        return super().forward(*args, attention_bias=torch.ones(1), **kwargs)
+
+
+class CannotRun(LlamaForCausalLM):
+    def forward(self, *args, **kwargs):
+        raise RuntimeError("no kernel here\nsecond line")
+
+
+class CannotBeSmall(LlamaForCausalLM):
+    def __init__(self, config):
+        raise ValueError("hidden_size must be 4096")
+
+
+def test_a_class_whose_documents_see_each_other_is_not_packed(monkeypatch):
+    """Its decoder is fine, so our head hides the fault: taken away here, the class's own forward is what is proved."""
+    found = proved("llama", LosesItsMask)
+    assert found.own_head and found.packed  # with our head the class's forward is never called
+    monkeypatch.setattr("tunesmith.models.proof.head_of", lambda model: (_ for _ in ()).throw(AttributeError("no head")))
+    found = proved("llama", LosesItsMask)
+    assert not found.own_head and not found.packed
+    assert found.failures[0] == "not so for this architecture: our head gives the class's logits (AttributeError: no head)"
+    assert found.failures[1].startswith("not so for this architecture: a packed row gives what its documents give alone (relative")
+
+
+def test_an_attention_that_loses_its_mask_is_caught(monkeypatch):
+    """What a trial found in the wild: under a registered name the class hands over neither mask nor causality."""
+    eager = modeling_llama.eager_attention_forward
+
+    def unmasked(module, q, k, v, attention_mask, **kwargs):
+        assert attention_mask is None
+        return eager(module, q, k, v, None, **kwargs)
+
+    monkeypatch.setitem(attention.AttentionInterface._global_mapping, attention.NAME, unmasked)
+    found = proved("llama")
+    assert found.own_head and not found.packed
+    assert "our attention gives what the class's own attention gives" in found.failures[0]
+
+
+def test_what_leaks_is_caught_by_our_head_or_by_packing():
+    found = proved("llama", LeaksBackwards)
+    assert (found.own_head, found.packed) == (False, False)
+
+
+def test_another_scale_of_the_logits_leaves_the_class_its_head_and_us_the_attention():
+    found = proved("llama", ScalesItsLogits)
+    assert (found.own_head, found.packed) == (False, True)
+    assert found.failures[0].startswith("not so for this architecture: our head gives the class's logits (relative difference ")
+
+
+def test_an_unknown_argument_is_an_error_never_ignored(monkeypatch):
+    monkeypatch.setattr("tunesmith.models.proof.head_of", lambda model: (_ for _ in ()).throw(AttributeError("no head")))
+    found = proved("llama", AsksForMore)
+    assert not found.packed and "UnknownArgument: attention asks for attention_bias" in found.failures[1]
+
+
+def test_a_class_that_cannot_run_or_be_small_is_left_as_it_is():
+    assert proved("llama", CannotRun).failures == (
+        "the miniature of CannotRun does not run (RuntimeError: no kernel here); its own head and attention are used",
+    )
+    found = proved("llama", CannotBeSmall)
+    assert (found.own_head, found.packed) == (False, False)
+    assert found.failures[0].startswith("no miniature of CannotBeSmall could be made (ValueError: hidden_size must be 4096)")
+
+
+def test_the_miniature_keeps_every_kind_of_layer_and_leaves_the_config_alone():
+    config = CONFIGS["gemma3"]()
+    config.num_hidden_layers, config.layer_types = 12, (["sliding_attention"] * 5 + ["full_attention"]) * 2
+    config.sliding_window = 512
+    small = miniature(config, model_class("gemma3"))
+    assert small.config.layer_types == config.layer_types[:6] and len(small.model.layers) == 6
+    assert small.config.sliding_window == WINDOW < max(LENGTHS)
+    assert small.config.vocab_size == VOCABULARY and small.dtype == torch.float32
+    assert (config.num_hidden_layers, config.sliding_window, config.vocab_size) == (12, 512, CONFIGS["gemma3"]().vocab_size)
+
+
+def test_the_miniature_shows_every_path():
+    small = miniature(GPT2Config(n_embd=64, n_layer=12, n_head=4), model_class("gpt2"))
+    assert len(small.transformer.h) == 2
+    assert all(parameter.abs().max() > 0 for parameter in small.parameters()), "a bias of zeros would hide that it is forgotten"
+
+
+def test_the_seed_of_the_run_is_left_alone():
+    torch.manual_seed(5)
+    before = torch.random.get_rng_state()
+    proved("qwen3")
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_row_arguments():
+    arguments = row_arguments((3, 1, 2), torch.device("cpu"))
+    assert arguments["position_ids"].tolist() == [[0, 1, 2, 0, 0, 1]]
+    assert arguments["cu_seq_lens_q"].tolist() == arguments["cu_seq_lens_k"].tolist() == [0, 3, 4, 6]
+    assert arguments["cu_seq_lens_q"].dtype == torch.int32
+    assert (arguments["max_length_q"], arguments["max_length_k"]) == (3, 3)
