@@ -1,20 +1,20 @@
 """The quickstart's task, generated here: a customer's ticket becomes one strict JSON object.
 
-    The coffee grinder broke after two days (order C-4821). Please send me a new one. No rush.
-    {"category":"defect","product":"coffee grinder","order":"C-4821","urgency":"low","wants":"replacement"}
+    The coffee grinder broke after two days. (C-4821) Please send me a new one.
+    {"category":"defect","product":"coffee grinder","order":"C-4821","wants":"replacement"}
 
 A ticket is a layout filled with phrases. Every phrase, layout, product and order number belongs to one split only, so
 the test measures wordings that training never showed: held out by construction, not by luck. Nothing but wording gives
-the fields away: product and order are copied, category, urgency and wish must be understood.
+the fields away: product and order are copied, category and wish must be understood. Rows are short, since a first look on two
+slow cores should take minutes: about 80 tokens of SmolLM2, with a system message of its own in place of the model's longer one.
 """
 
 import json
 import random
 from dataclasses import dataclass
 
-INSTRUCTION = "Read the support ticket and write JSON with the keys category, product, order, urgency, wants."
+INSTRUCTION = "Write the support ticket as JSON: category, product, order, wants."
 TRAIN_ROWS, TEST_ROWS = 400, 40
-CHINESE_EVERY = 20  # one ticket in so many is Chinese: SmolLM2 spends two to three tokens on a character
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +26,8 @@ class Phrases:
 
 
 @dataclass(frozen=True, slots=True)
-class Language:
-    """The grammar of one language. Layouts name {problem} {wish} {urgency} {order}; problems name {product}."""
+class Grammar:
+    """Layouts name {problem} {wish} {order}; problems name {product}."""
 
     layouts: Phrases  # with {order}: the order's mention, or nothing
     openings: Phrases
@@ -35,8 +35,6 @@ class Language:
     orders: Phrases
     problems: dict[str, Phrases]
     wishes: dict[str, Phrases]
-    urgencies: dict[str, Phrases]
-    separator: str
 
 
 # which wish makes sense for which problem
@@ -57,22 +55,17 @@ PAIRS = (
     ("wrong_item", "information"),
 )
 
-ENGLISH = Language(
+ENGLISH = Grammar(
     layouts=Phrases(
         train=(
-            "{opening} {problem} {order} {wish} {urgency}",
-            "{opening} {order} {problem} {urgency} {wish}",
-            "{problem} {order} {urgency} {wish}",
-            "{problem} {wish} {order} {urgency}",
-            "{order} {problem} {wish} {urgency}",
-            "{urgency} {problem} {wish} {order}",
-            "{opening} {wish} {problem} {order} {urgency}",
+            "{opening} {problem} {order} {wish}",
+            "{opening} {order} {problem} {wish}",
+            "{problem} {order} {wish}",
+            "{problem} {wish} {order}",
+            "{order} {problem} {wish}",
+            "{opening} {wish} {problem} {order}",
         ),
-        test=(
-            "{opening} {problem} {wish} {urgency} {order}",
-            "{order} {urgency} {problem} {wish}",
-            "{problem} {urgency} {order} {wish}",
-        ),
+        test=("{opening} {problem} {wish} {order}", "{wish} {order} {problem}", "{opening} {order} {wish} {problem}"),
     ),
     openings=Phrases(
         train=("Hello,", "Hi there,", "Dear team,", "Good morning.", "Hi!", "To customer service:", "Hey,"),
@@ -344,92 +337,16 @@ ENGLISH = Language(
             test=("Please cancel my order.", "I would like to cancel the purchase.", "Could you cancel this order?"),
         ),
     },
-    urgencies={
-        "low": Phrases(
-            train=(
-                "There is no hurry.",
-                "No rush.",
-                "It can wait.",
-                "Take your time.",
-                "Answer whenever you can.",
-                "This is not urgent.",
-                "Next month is fine too.",
-                "I am not in a hurry.",
-                "Whenever it suits you.",
-                "Any day is fine with me.",
-                "I can live without it for now.",
-                "Nothing depends on it.",
-                "Deal with other people first.",
-                "I do not mind waiting.",
-            ),
-            test=("You do not need to hurry.", "It is fine if this waits.", "I have plenty of time.", "This is really not urgent."),
-        ),
-        "normal": Phrases(train=("",), test=("",)),
-        "high": Phrases(
-            train=(
-                "This is urgent.",
-                "I need an answer today.",
-                "Please hurry.",
-                "It must be solved by tomorrow.",
-                "Act at once, please.",
-                "I cannot wait any longer.",
-                "I leave tonight, so be quick.",
-                "As soon as possible!",
-                "It is an emergency.",
-                "I am in a great hurry.",
-                "Please deal with this right now.",
-                "Time is running out.",
-                "I have to have it before the weekend.",
-                "This has to be sorted out today.",
-                "Reply within the hour, please.",
-                "Every day counts.",
-            ),
-            test=("I am in a hurry, it is urgent.", "Please act right away.", "I need help today.", "It cannot wait until tomorrow."),
-        ),
-    },
-    separator=" ",
-)
-
-CHINESE = Language(
-    layouts=Phrases(
-        train=("{opening}{order}{problem}{wish}{urgency}", "{problem}{order}{wish}{urgency}", "{order}{problem}{urgency}{wish}"),
-        test=("{opening}{problem}{wish}{urgency}{order}",),
-    ),
-    openings=Phrases(train=("你好，", "您好，", "请问一下，", "店家你好，", "打扰了，"), test=("客服您好，",)),
-    products=Phrases(
-        train=("水壶", "台灯", "背包", "耳机", "手表", "雨伞", "枕头", "相机", "音箱", "帐篷", "镜子", "鞋子", "毛毯", "吉他"),
-        test=("键盘", "手机"),
-    ),
-    orders=Phrases(train=("订单{number}。", "单号{number}。"), test=("订单号{number}。",)),
-    problems={
-        "delivery": Phrases(train=("{product}还没到。", "{product}一直没送来。", "没收到{product}。"), test=("{product}还没送到。",)),
-        "defect": Phrases(train=("{product}坏了。", "{product}不能用。", "{product}有裂缝。"), test=("{product}用一天就坏了。",)),
-        "billing": Phrases(train=("{product}多收了钱。", "{product}扣款两次。", "{product}账单不对。"), test=("{product}扣了两次钱。",)),
-        "wrong_item": Phrases(train=("{product}发错了。", "{product}颜色不对。", "{product}尺寸错了。"), test=("{product}颜色发错了。",)),
-    },
-    wishes={
-        "refund": Phrases(train=("请退款。", "我要退钱。"), test=("我要退款。",)),
-        "replacement": Phrases(train=("请换一个。", "我要换新的。"), test=("请换个新的。",)),
-        "repair": Phrases(train=("请修一下。", "能修吗？"), test=("请帮我修。",)),
-        "information": Phrases(train=("怎么回事？", "请告诉我原因。"), test=("请问怎么回事？",)),
-        "cancellation": Phrases(train=("请取消订单。", "我要取消。"), test=("我要取消订单。",)),
-    },
-    urgencies={
-        "low": Phrases(train=("不急。", "慢慢来。"), test=("这个不急。",)),
-        "normal": Phrases(train=("",), test=("",)),
-        "high": Phrases(train=("很急！", "请马上处理。"), test=("非常急！",)),
-    },
-    separator="",
 )
 
 
 def train_rows() -> list[dict[str, str]]:
-    """400 rows {prompt, completion}; the same on every machine."""
+    """400 rows {system, prompt, completion}; the same on every machine."""
     return _rows("train", TRAIN_ROWS, seed=1)
 
 
 def test_rows() -> list[dict[str, str]]:
-    """40 rows {prompt, completion} in wordings, layouts, products and order numbers that `train_rows` never uses."""
+    """40 rows {system, prompt, completion} in wordings, layouts, products and order numbers that `train_rows` never uses."""
     return _rows("test", TEST_ROWS, seed=2)
 
 
@@ -440,29 +357,28 @@ def _rows(split: str, count: int, seed: int) -> list[dict[str, str]]:
     while len(rows) < count:
         if not pairs:  # every meaning comes up equally often
             pairs = draw.sample(PAIRS, len(PAIRS))
-        language = CHINESE if len(rows) % CHINESE_EVERY == CHINESE_EVERY - 1 else ENGLISH
-        row = _ticket(draw, language, split, *pairs.pop())
+        row = _ticket(draw, ENGLISH, split, *pairs.pop())
         rows.setdefault(row["prompt"], row)
     return list(rows.values())
 
 
-def _ticket(draw: random.Random, language: Language, split: str, category: str, wants: str) -> dict[str, str]:
+def _ticket(draw: random.Random, grammar: Grammar, split: str, category: str, wants: str) -> dict[str, str]:
     def say(phrases: Phrases) -> str:
         return draw.choice(getattr(phrases, split))
 
-    product, urgency = say(language.products), draw.choice(("low", "normal", "high"))
+    product = say(grammar.products)
     order = _order(draw, split) if draw.random() < 0.75 else None
     parts = {
-        "opening": say(language.openings),
-        "problem": say(language.problems[category]).format(product=product),
-        "wish": say(language.wishes[wants]),
-        "urgency": say(language.urgencies[urgency]),
-        "order": say(language.orders).format(number=order) if order else "",
+        "opening": say(grammar.openings),
+        "problem": say(grammar.problems[category]).format(product=product),
+        "wish": say(grammar.wishes[wants]),
+        "order": say(grammar.orders).format(number=order) if order else "",
     }
-    text = say(language.layouts).format(**parts)
-    answer = {"category": category, "product": product, "order": order, "urgency": urgency, "wants": wants}
+    text = say(grammar.layouts).format(**parts)
+    answer = {"category": category, "product": product, "order": order, "wants": wants}
     return {
-        "prompt": f"{INSTRUCTION}\n\n{language.separator.join(text.split())}",
+        "system": INSTRUCTION,
+        "prompt": " ".join(text.split()),
         "completion": json.dumps(answer, ensure_ascii=False, separators=(",", ":")),
     }
 
