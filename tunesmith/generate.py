@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
+from tunesmith import hardware
 from tunesmith.errors import UserError
 
 BATCH_TOKENS = 16384  # prompt tokens of a batch, padding included: bounds the prefill's memory
@@ -163,14 +164,30 @@ def serving(model: Any) -> Iterator[None]:
     model.eval()
     if implementation == OURS:
         _set_class_attention(model)
+    kept = _keep_dequantized(model)
     try:
         yield
     finally:
+        for layer in kept:
+            del layer.dequantized
         if implementation == OURS:
             model.set_attn_implementation(OURS)
         model.generation_config = defaults
         for module in training:
             module.training = True
+
+
+def _keep_dequantized(model: Any) -> list[Any]:
+    """NF4 layers answer with a matrix made once, where a quarter of the free memory holds all of them: each token would
+    otherwise dequantise the whole model again."""
+    layers = [module for module in model.modules() if hasattr(module, "dequantized")]
+    size = sum(layer.in_features * layer.out_features * layer.dtype.itemsize for layer in layers)
+    if size > hardware.free_memory(model.device) / 4:
+        return []
+    for layer in layers:
+        matrix_OI = layer.dequantized()
+        layer.dequantized = lambda matrix_OI=matrix_OI: matrix_OI
+    return layers
 
 
 def _set_class_attention(model: Any) -> None:
