@@ -20,10 +20,10 @@ from transformers import AttentionInterface
 NAME = "tunesmith"
 
 # Arguments that classes hand to every attention function and that do not change what causal self-attention computes.
-_HARMLESS = (
-    "cu_seq_lens_q cu_seq_lens_k max_length_q max_length_k position_ids cache_position use_cache output_attentions "
-    "output_hidden_states return_dict is_causal layer_idx num_items_in_batch cache_params position_embeddings"
-).split()  # noqa: SIM905  a line for each name would hide the table
+_HARMLESS = {
+    "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "position_ids", "cache_position", "use_cache", "output_attentions",
+    "output_hidden_states", "return_dict", "is_causal", "layer_idx", "num_items_in_batch", "cache_params", "position_embeddings",
+}  # fmt: skip
 _QUERY_CHUNK = 256  # queries whose scores are made at once where no fused kernel can be used
 
 

@@ -54,7 +54,7 @@ def _quantize_on_cpu(weight_OI: Tensor) -> tuple[Tensor, Tensor]:
     codes_NB = torch.empty(weight_NB.shape[0], BLOCK // 2, dtype=torch.uint8)
     absmax_N = torch.empty(weight_NB.shape[0])
     for begin in range(0, weight_NB.shape[0], _CACHED_BLOCKS):
-        piece = weight_NB[begin : begin + _CACHED_BLOCKS].float()
+        piece = weight_NB[begin : begin + _CACHED_BLOCKS].to(torch.float32, copy=True)  # it is scaled in place
         scale = piece.abs().amax(-1)
         piece.mul_((1.0 / scale.clamp(min=1e-38))[:, None]).clamp_(-1, 1)
         level = torch.zeros(piece.shape, dtype=torch.uint8)

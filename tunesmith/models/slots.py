@@ -31,15 +31,15 @@ _NEOX = {"qkv": "attention.query_key_value", "o": "attention.dense", "up": "mlp.
 _BLOOM = {"qkv": "self_attention.query_key_value", "o": "self_attention.dense", "up": "mlp.dense_h_to_4h", "down": "mlp.dense_4h_to_h"}
 _ATTENTION = {role: _LLAMA[role] for role in ("q", "k", "v", "o")}
 
+_LIKE_LLAMA = [
+    "llama", "mistral", "ministral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3", "gemma3_text", "smollm3", "granite", "cohere",
+    "cohere2", "olmo", "olmo2", "olmo3", "stablelm", "helium", "arcee", "ernie4_5", "hunyuan_v1_dense", "seed_oss", "exaone4", "nemotron",
+    "mixtral", "qwen2_moe", "qwen3_moe", "olmoe",
+]  # fmt: skip
+
 # config.model_type -> role (or fused roles) -> how the module's path ends
 FAMILIES: dict[str, dict[str, str]] = {
-    **dict.fromkeys(
-        (
-            "llama mistral ministral qwen2 qwen3 gemma gemma2 gemma3 gemma3_text smollm3 granite cohere cohere2 olmo olmo2 olmo3 stablelm "
-            "helium arcee ernie4_5 hunyuan_v1_dense seed_oss exaone4 nemotron mixtral qwen2_moe qwen3_moe olmoe"
-        ).split(),  # noqa: SIM905  a line for each name would hide the table
-        _LLAMA,
-    ),
+    **dict.fromkeys(_LIKE_LLAMA, _LLAMA),
     "phi3": _PHI3,
     "glm4": _LLAMA | {"gate_up": "mlp.gate_up_proj"},
     "glm": _LLAMA | {"gate_up": "mlp.gate_up_proj"},

@@ -1,0 +1,123 @@
+"""NF4 linear layers: what they compute, keep and let through. The values themselves are judged in `oracle/test_bitsandbytes.py`."""
+
+import pytest
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from tunesmith.models import nf4
+from tunesmith.models.nf4 import Nf4Config, Nf4Linear, Nf4Quantizer, dequantize, quantize
+
+LEVELS = nf4._LEVELS
+
+
+def filled(out=6, inner=128, bias=True, double=True, dtype=torch.float32):
+    """A layer with known codes, and the matrix that it stands for."""
+    torch.manual_seed(0)
+    layer = Nf4Linear(inner, out, bias, double, dtype)
+    q = quantize(torch.randn(out, inner, dtype=dtype), double)
+    layer.weight.data.copy_(q.codes_OI)
+    layer.absmax.copy_(q.absmax)
+    if double:
+        layer.nested_absmax.copy_(q.nested_absmax)
+        layer.offset.copy_(q.offset)
+    if bias:
+        layer.bias.data.copy_(torch.randn(out))
+    return layer
+
+
+def test_values_are_levels_times_the_largest_of_their_block():
+    weight_OI = torch.stack([torch.linspace(-2, 2, 64), torch.linspace(0, 0.5, 64)])
+    q = quantize(weight_OI, double=False)
+    assert q.absmax.tolist() == [2.0, 0.5] and q.codes_OI.shape == (2, 32) and q.codes_OI.dtype == torch.uint8
+    back_OI = dequantize(q, (2, 64), torch.float32)
+    nearest = LEVELS[(weight_OI / q.absmax[:, None]).sub(LEVELS[:, None, None]).abs().argmin(0)] * q.absmax[:, None]
+    torch.testing.assert_close(back_OI, nearest, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_given_matrix_is_left_as_it_was(dtype):
+    weight_OI = torch.randn(5, 64, dtype=dtype)
+    before = weight_OI.clone()
+    quantize(weight_OI, double=True)
+    assert torch.equal(weight_OI, before)
+
+
+def test_two_codes_share_a_byte_the_first_in_the_upper_half():
+    weight_OI = torch.zeros(1, 64)
+    weight_OI[0, 0], weight_OI[0, 1] = 1.0, -1.0
+    assert quantize(weight_OI, double=False).codes_OI[0, 0].item() == (15 << 4) | 0
+
+
+def test_what_it_takes_in_memory():
+    layer = filled(out=64, inner=1024, bias=False)
+    held = sum(t.numel() * t.element_size() for t in [*layer.parameters(), *layer.buffers()])
+    assert held == 64 * 1024 // 2 + 1024 + 4 * 4 + 4  # codes, 8-bit scales, their 4 fp32 scales, the offset
+
+
+@pytest.mark.parametrize("double", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_it_is_a_linear_layer_over_the_dequantised_matrix(double, dtype):
+    layer = filled(double=double, dtype=dtype)
+    x = torch.randn(2, 3, 128, dtype=dtype)
+    expected = nn.functional.linear(x, layer.dequantized(), layer.bias)
+    assert torch.equal(layer(x), expected) and layer(x).dtype == dtype
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_gradients_pass_through_and_no_matrix_is_kept(bias):
+    layer = filled(bias=bias)
+    x = torch.randn(5, 128, requires_grad=True)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+        y = layer(x)
+    assert not [tensor for tensor in kept if tensor.numel() >= 6 * 128 and tensor.dtype.is_floating_point]
+    direction = torch.randn(y.shape)
+    y.backward(direction)
+    torch.testing.assert_close(x.grad, direction @ layer.dequantized())
+    assert layer.weight.grad is None
+
+
+def test_rows_must_be_whole_blocks():
+    assert nf4.fits(128) and not nf4.fits(100)
+    with pytest.raises(AssertionError):
+        quantize(torch.randn(4, 100), True)
+    with pytest.raises(AssertionError):
+        Nf4Linear(100, 4, False, True, torch.float32)
+
+
+def test_it_moves_and_saves_like_any_module():
+    layer, other = filled(), Nf4Linear(128, 6, True, True, torch.float32)
+    other.load_state_dict(layer.state_dict())
+    assert torch.equal(other.dequantized(), layer.dequantized())
+    assert set(layer.state_dict()) == {"weight", "absmax", "nested_absmax", "offset", "bias"}
+    assert not any(parameter.requires_grad for parameter in layer.parameters())
+
+
+def test_matrices_of_all_linear_layers_read_alike():
+    linear, conv, quantized = nn.Linear(128, 6), Conv1D(6, 128), filled()
+    for layer in (linear, conv, quantized):
+        assert nf4.is_linear(layer) and nf4.shape_of(layer) == (128, 6) and nf4.weight_of(layer).shape == (6, 128)
+        x = torch.randn(3, 128)
+        torch.testing.assert_close(x @ nf4.weight_of(layer).T + layer.bias, layer(x))
+    assert [nf4.is_transposed(layer) for layer in (linear, conv, quantized)] == [False, True, False]
+    assert nf4.is_transposed(Nf4Linear(64, 2, False, True, torch.float32, transposed=True))
+
+
+def test_a_subclass_of_linear_is_not_taken_for_one():
+    class Scaled(nn.Linear):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    assert not nf4.is_linear(Scaled(4, 4)) and not nf4.is_linear(nn.Embedding(4, 4))
+
+
+def test_only_the_named_layers_are_exchanged():
+    model = nn.Sequential(nn.Linear(64, 8), nn.Linear(64, 8, bias=False), Conv1D(8, 64))
+    quantizer = Nf4Quantizer(Nf4Config(("0", "2")))
+    quantizer._process_model_before_weight_loading(model)
+    assert [type(layer).__name__ for layer in model] == ["Nf4Linear", "Linear", "Nf4Linear"]
+    assert [layer.transposed for layer in (model[0], model[2])] == [False, True]
+    assert model[0].weight.device.type == "meta" and model[0].bias is not None
+    assert quantizer.param_needs_quantization(model, "0.weight")
+    assert not quantizer.param_needs_quantization(model, "0.bias") and not quantizer.param_needs_quantization(model, "1.weight")
