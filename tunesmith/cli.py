@@ -5,6 +5,7 @@ Exit codes: 0 done; 1 our fault, with a report file; 2 the user can mend it; 3 a
 """
 
 import argparse
+import errno
 import importlib
 import os
 import platform
@@ -29,30 +30,43 @@ VERBS = {
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a verb; the exit code."""
-    given = sys.argv[1:] if arguments is None else arguments
-    verb = next((word for word in given if not word.startswith("-")), None)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    at = next((i for i, word in enumerate(given) if not word.startswith("-")), None)
+    try:
+        if at is None:
+            _overview().parse_args(given or ["--help"])
+            return 0
+        verb = given.pop(at)
+        if verb not in VERBS:
+            return _refuse_verb(verb)
+        return _guarded(verb, _parse(verb, given))
+    except SystemExit as stop:  # argparse, after its own message
+        return int(stop.code or 0)
+
+
+def _overview() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="tunesmith",
+        usage="tunesmith VERB ... [--help]",
         description="Fine-tune large language models, with proofs.",
-        epilog="`tunesmith VERB --help` tells more. A first look: tunesmith quickstart",
+        epilog="verbs:\n"
+        + "\n".join(f"  {verb:<11} {sentence}" for verb, sentence in VERBS.items())
+        + "\n\n`tunesmith VERB --help` tells more. A first look: tunesmith quickstart",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"tunesmith {__version__}")
-    verbs = parser.add_subparsers(dest="verb", metavar="VERB")
-    for name, sentence in VERBS.items():
-        sub = verbs.add_parser(name, help=sentence, description=sentence, formatter_class=argparse.RawDescriptionHelpFormatter)
-        if name == verb:
-            _module(name).add_arguments(sub)
-    if verb is None or verb not in VERBS:
-        if verb is None and not given:
-            parser.print_help()
-            return 0
-        if verb is not None:
-            return _refuse_verb(verb)
+    return parser
+
+
+def _parse(verb: str, words: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog=f"tunesmith {verb}", description=VERBS[verb], formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    _module(verb).add_arguments(parser)
     try:
-        parsed = parser.parse_args(given)
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return _guarded(verb or "", parsed)
+        return parser.parse_intermixed_args(words)  # KEY=VALUE may stand between flags
+    except TypeError:  # a verb with verbs of its own, such as `data check`, cannot be read that way
+        return parser.parse_args(words)
 
 
 def _guarded(verb: str, parsed: argparse.Namespace) -> int:
@@ -72,17 +86,25 @@ def _guarded(verb: str, parsed: argparse.Namespace) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what reads us has gone; flushing at exit must not fail
         return 0
-    except Exception as error:  # noqa: BLE001  our fault, whatever it is
+    except Exception as error:  # our fault, whatever it is
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            print(f"tunesmith: {error.filename or 'writing'}: the disk is full; what was saved before is whole", file=sys.stderr)
+            return 2
         return _our_fault(error)
 
 
 def _our_fault(error: Exception) -> int:
     """A report file with the traceback and the versions; secrets in the environment are not written."""
     lines = [f"tunesmith {__version__}, Python {platform.python_version()}, {platform.platform()}", "command: " + " ".join(sys.argv), ""]
-    descriptor, path = tempfile.mkstemp(prefix="tunesmith-report-", suffix=".txt")
-    with open(descriptor, "w", encoding="utf-8") as file:
-        file.write("\n".join(lines) + "".join(traceback.format_exception(error)))
-    print(f"tunesmith: this is our fault: {type(error).__name__}: {error}\n  the report is in {path}", file=sys.stderr)
+    text = "\n".join(lines) + "".join(traceback.format_exception(error))
+    print(f"tunesmith: this is our fault: {type(error).__name__}: {error}", file=sys.stderr)
+    try:
+        descriptor, path = tempfile.mkstemp(prefix="tunesmith-report-", suffix=".txt")
+        with open(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+        print(f"  the report is in {path}", file=sys.stderr)
+    except OSError as refused:
+        print(f"  a report file could not be written ({refused.strerror}); this is the report:\n{text}", file=sys.stderr)
     return 1
 
 

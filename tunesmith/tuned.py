@@ -47,7 +47,9 @@ class Tuned:
     def without_adapter(self) -> Iterator[None]:
         """The base itself for a while. Raises UserError where the base's own weights were trained."""
         if self.run is not None and not self.has_adapter:
-            raise UserError(f"{self.name} trained the base's own weights, so the base is not in it; name it: --against {self.run.model.source}")
+            raise UserError(
+                f"{self.name} trained the base's own weights, so the base is not in it; name it: --against {self.run.model.source}"
+            )
         slots.lift(self.model, self.tuning.adapter)
         try:
             yield

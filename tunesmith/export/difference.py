@@ -25,15 +25,21 @@ def logits_of(model: Any, prompts: Sequence[Sequence[int]]) -> list[Tensor]:
 
 
 def compare(first: Sequence[Tensor], second: Sequence[Tensor]) -> Difference:
-    """Two models' logits on the same prompts."""
-    largest, kl, same, positions = 0.0, 0.0, 0, 0
+    """Two models' logits, [T, V] for each prompt, on the same prompts. NaN anywhere makes the figures NaN, never small."""
+    largest, kl, same, positions = torch.zeros(()), torch.zeros((), dtype=torch.float64), 0, 0
     for a_TV, b_TV in zip(first, second, strict=True):
-        a_logp, b_logp = a_TV.log_softmax(-1), b_TV.log_softmax(-1)
-        largest = max(largest, (a_TV - b_TV).abs().max().item())
-        kl += (a_logp.exp() * (a_logp - b_logp)).sum().item()
+        largest = torch.maximum(largest, (a_TV - b_TV).abs().max())
+        for a_V, b_V in zip(a_TV, b_TV, strict=True):  # row by row: fp64 copies of a whole prompt's logits would be large
+            kl += _kl(a_V.double(), b_V.double())
         same += int((a_TV.argmax(-1) == b_TV.argmax(-1)).sum())
         positions += a_TV.shape[0]
-    return Difference(positions, largest, kl / positions, same / positions)
+    return Difference(positions, largest.item(), (kl / positions).item(), same / positions)
+
+
+def _kl(a_V: Tensor, b_V: Tensor) -> Tensor:
+    """KL(a, b) in nats; rounding of equal distributions is not let below zero."""
+    a_logp_V, b_logp_V = a_V.log_softmax(-1), b_V.log_softmax(-1)
+    return (a_logp_V.exp() * (a_logp_V - b_logp_V)).sum().clamp(min=0)
 
 
 def prompts(tokenizer: Any, renderer: Any) -> list[list[int]]:

@@ -17,8 +17,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tunesmith.errors import UserError
+from tunesmith.models.folder import PICKLES
 
-INDEX = "model.safetensors.index.json"
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+# Not copied: the same weights in other formats would stay unmerged beside the merged ones.
+WEIGHTS = {".safetensors", *PICKLES, ".gguf", ".h5", ".msgpack", ".ot", ".onnx", ".tflite"}
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ def fold(source: Path, target: Path, modules: dict[str, Any], transposed: Callab
         raise UserError(f"{source}: its checkpoint has no matrix of its own for", *[f"  {path}" for path in missing[:20]])
     target.mkdir(parents=True, exist_ok=True)
     for path in source.iterdir():
-        if path.is_file() and path.suffix != ".safetensors":
+        if path.is_file() and path.suffix not in WEIGHTS:
             shutil.copyfile(path, target / path.name)
     for file in files:
         tensors: dict[str, Tensor] = {}
@@ -71,14 +74,13 @@ def folded(weight: Tensor, module: Any, transposed: bool) -> Tensor:
 
 
 def shards(folder: Path) -> list[Path]:
-    """The safetensors files of a model folder, in order. Raises UserError where there are none."""
+    """The safetensors files that a model folder is made of, in order. Raises UserError where there are none."""
     if (folder / INDEX).is_file():
         weight_map = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
         return [folder / name for name in sorted(set(weight_map.values()))]
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise UserError(f"{folder}: no safetensors to merge into")
-    return files
+    if not (folder / SINGLE).is_file():
+        raise UserError(f"{folder}: neither {SINGLE} nor {INDEX}, so there is nothing to merge into")
+    return [folder / SINGLE]
 
 
 def _key(path: str, names: dict[str, Path], prefix: str) -> str | None:

@@ -1,9 +1,9 @@
 """Checkpoints: complete or absent. Written aside, flushed to the disk, renamed; the newest is found by its name.
 
-    checkpoints/step-120/  trained.safetensors    what is trained, by name, as fp32 (or the model's dtype where that is exact)
-                           optimizer.safetensors  moments, and fp32 masters
-                           state.json             step, counts, best; no times and no paths, so that two runs compare by bits
-                           clock.json             seconds, which never repeat
+checkpoints/step-120/  trained.safetensors    what is trained, by name, as fp32 (or the model's dtype where that is exact)
+                       optimizer.safetensors  moments, and fp32 masters
+                       state.json             step, counts, best; no times and no paths, so that two runs compare by bits
+                       clock.json             seconds, which never repeat
 """
 
 import errno
@@ -79,6 +79,11 @@ def steps(folder: Path) -> list[int]:
     return sorted(found)
 
 
+def newest(folder: Path) -> int:
+    """The step of the newest complete checkpoint, 0 where there is none."""
+    return max(steps(folder), default=0)
+
+
 def load(folder: Path) -> Checkpoint | None:
     """The newest checkpoint of a run, or None. Raises UserError for one that was damaged after it was written."""
     found = steps(folder)
@@ -89,8 +94,9 @@ def load(folder: Path) -> Checkpoint | None:
         progress = Progress(**json.loads((path / "state.json").read_text(encoding="utf-8")))
         clock = Clock(**json.loads((path / "clock.json").read_text(encoding="utf-8")))
         return Checkpoint(load_file(path / "trained.safetensors"), load_file(path / "optimizer.safetensors"), progress, clock)
-    except (OSError, SafetensorError, json.JSONDecodeError, TypeError) as error:
-        raise UserError(f"{path} is damaged ({error}); remove this folder and resume from the checkpoint before it") from None
+    except (OSError, SafetensorError, ValueError, TypeError) as error:  # ValueError: what is not JSON or not UTF-8
+        before = f"the run goes on from step {found[-2]} then" if len(found) > 1 else "the run begins anew then"
+        raise UserError(f"{path} is damaged ({error}); remove this folder and resume: {before}") from None
 
 
 def write_whole(target: Path, fill: Callable[[Path], Any]) -> None:
@@ -128,7 +134,10 @@ def clean(folder: Path) -> None:
             else:
                 shutil.rmtree(path, ignore_errors=True)
         for path in parent.glob(".*.new"):
-            shutil.rmtree(path, ignore_errors=True)
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink()
 
 
 def _refusal(target: Path, error: Exception) -> str:

@@ -2,18 +2,21 @@
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tunesmith import config
+from tunesmith import config, events
 from tunesmith.errors import UserError
 from tunesmith.train import checkpoint
 
 RUN, PLAN, DATA, EVENTS = "run.yaml", "plan.json", "data.json", "events.jsonl"
+LOCK = ".lock"
 
 
-def begin(out: str) -> Path:
-    """A new, empty run folder. Raises UserError where one stands already or it cannot be made; nothing is overwritten."""
+def check(out: str) -> Path:
+    """The path of a run folder to be. Raises UserError where something stands there; nothing is written, nothing overwritten."""
     folder = Path(out).expanduser()
     if (folder / RUN).exists():
         begun = checkpoint.steps(folder)
@@ -21,6 +24,12 @@ def begin(out: str) -> Path:
         raise UserError(f"{folder} already holds a run ({state}): go on with `tunesmith resume {folder}`, or take another --out")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} is not empty and holds no run; take another --out")
+    return folder
+
+
+def begin(out: str) -> Path:
+    """A new, empty run folder. Raises UserError where it cannot be made, too."""
+    folder = check(out)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / ".writable"
@@ -31,11 +40,43 @@ def begin(out: str) -> Path:
     return folder
 
 
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Alone in a run folder: two processes in one run would mix their steps. Raises UserError where another is at work."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(folder / LOCK, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise UserError(f"{folder}: another process is at work in this run; wait for it, or stop it") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def withdraw(folder: Path) -> None:
+    """Take back a run that was refused before its first event, so that the mended command finds its folder free."""
+    if any(events.read_events(folder / EVENTS)) or checkpoint.steps(folder):
+        return
+    for name in (RUN, DATA, PLAN, EVENTS, LOCK):
+        (folder / name).unlink(missing_ok=True)
+    if not any(folder.iterdir()):
+        folder.rmdir()
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether the run's last event says that everything was written."""
+    return any(isinstance(event, events.Finished) for event in events.read_events(folder / EVENTS))
+
+
 def open_run(name: str | Path) -> tuple[Path, config.Loaded]:
     """A run folder and its settings. Raises UserError for a folder that holds no run."""
     folder = Path(name).expanduser()
     if not (folder / RUN).is_file():
-        raise UserError(f"{folder}: no run here ({RUN} is missing)")
+        what = f"{RUN} is missing" if folder.is_dir() else "there is no such folder"
+        raise UserError(f"{folder}: no run here ({what})")
     return folder, config.load(folder / RUN)
 
 

@@ -17,66 +17,80 @@ from tunesmith import config, events, hardware
 from tunesmith.config import Run
 from tunesmith.data.batches import Plan, Row
 from tunesmith.errors import Interrupted, UserError
-from tunesmith.methods import layout, method
+from tunesmith.methods import method
 from tunesmith.methods.tuning import Tuning
 from tunesmith.models import load as loading
-from tunesmith.models import proof, slots
+from tunesmith.models import proof
 from tunesmith.models.load import Base
 from tunesmith.step import forward as forwards
 from tunesmith.step.forward import Forward
 from tunesmith.step.optim import Optimizer, learning_rate
-from tunesmith.train import checkpoint, folder, report, weights
+from tunesmith.train import checkpoint, figures, folder, nonfinite, report, tensorboard, weights
 from tunesmith.train.checkpoint import Checkpoint, Clock, Progress, Stopwatch
-from tunesmith.train.setting import Setting, adapter_folder, decide
+from tunesmith.train.setting import Setting, adapter_to_go_on_from, decide
 
 Stop = Callable[[], int]  # 0, or the exit code with which to stop after the step
+Tell = Callable[[str], None]
 
 
-def train(run: Run, origins: dict[str, str] | None = None, *, stop: Stop = lambda: 0, tell: Callable[[str], None] = print) -> Iterator[events.Event]:
+def train(run: Run, origins: dict[str, str] | None = None, *, stop: Stop = lambda: 0, tell: Tell = print) -> Iterator[events.Event]:
     """Begin a run. Raises UserError before anything large is read, ProofFailed where a mask is wrong, Interrupted on `stop`."""
     yield from begin(decide(run, origins or {}, tell), stop=stop, tell=tell)
 
 
-def begin(setting: Setting, *, stop: Stop = lambda: 0, tell: Callable[[str], None] = print) -> Iterator[events.Event]:
-    """The same for a run whose settings are decided."""
+def begin(setting: Setting, *, stop: Stop = lambda: 0, tell: Tell = print) -> Iterator[events.Event]:
+    """The same for a run whose settings are decided. A run that is refused before its first event leaves no folder behind."""
     out = folder.begin(setting.run.out)
-    (out / folder.RUN).write_text(config.dump(setting.run, setting.origins), encoding="utf-8")
-    folder.write_json(out / folder.DATA, setting.report)
-    yield from _recorded(out, _steps(setting, out, None, stop, tell))
+    try:
+        with folder.locked(out):
+            folder.write_json(out / folder.DATA, setting.report)
+            folder.write_text(out / folder.RUN, config.dump(setting.run, setting.origins))
+            yield from _recorded(out, setting, _steps(setting, out, None, stop, tell))
+    except UserError:
+        folder.withdraw(out)
+        raise
 
 
-def resume(name: str | Path, *, steps: int | None = None, stop: Stop = lambda: 0, tell: Callable[[str], None] = print) -> Iterator[events.Event]:
+def resume(name: str | Path, *, steps: int | None = None, stop: Stop = lambda: 0, tell: Tell = print) -> Iterator[events.Event]:
     """Go on exactly where a run stopped. Raises UserError for a finished run without more `steps`, and for data that changed."""
     out, loaded = folder.open_run(name)
-    checkpoint.clean(out)
-    setting = decide(loaded.run, loaded.origins, tell)
-    if setting.report["mask_sha256"] != folder.read_json(out / folder.DATA)["mask_sha256"]:
-        raise UserError(f"{out}: the data, the chat template or the tokenizer is no longer what the run began with; nothing was changed")
-    last = checkpoint.load(out)
+    done = checkpoint.newest(out)
     if steps is not None:
-        if steps < (last.progress.step if last else 0):
-            raise UserError(f"train.steps={steps}, but {out} has already done {last.progress.step if last else 0}")
-        setting.steps = steps
+        if steps < done:
+            raise UserError(f"train.steps={steps}, but {out} has already done {done}")
         loaded.run = config.parse(_with(loaded.run, "train", "steps", steps))
         loaded.origins["train.steps"] = "resume"
-        folder.write_text(out / folder.RUN, config.dump(loaded.run, loaded.origins))
-    if last is not None and last.progress.step >= setting.steps:
-        raise UserError(f"{out} is finished after {last.progress.step} steps; for more: tunesmith resume {out} train.steps={2 * setting.steps}")
-    yield from _recorded(out, _steps(setting, out, last or Checkpoint({}, {}, Progress()), stop, tell))
+    setting = decide(loaded.run, loaded.origins, tell)
+    _same_data(out, setting)
+    if done >= setting.steps and folder.is_finished(out):
+        raise UserError(f"{out} is finished after {done} steps; for more: tunesmith resume {out} train.steps={2 * setting.steps}")
+    with folder.locked(out):
+        checkpoint.clean(out)
+        last = checkpoint.load(out) or Checkpoint({}, {}, Progress())
+        if steps is not None:
+            folder.write_text(out / folder.RUN, config.dump(loaded.run, loaded.origins))
+        dropped = events.rewind(out / folder.EVENTS, last.progress.step)
+        resumed = events.Resumed(step=last.progress.step, dropped_events=dropped)
+        yield from _recorded(out, setting, _steps(setting, out, last, stop, tell), resumed)
 
 
-def _recorded(out: Path, happening: Iterator[events.Event]) -> Iterator[events.Event]:
-    """Write each event down before handing it out; a warning's text also where the run fails."""
+def _recorded(out: Path, setting: Setting, happening: Iterator[events.Event], *first: events.Event) -> Iterator[events.Event]:
+    """Write each event down before handing it out, those of `first` before all."""
+
+    def recorded() -> Iterator[events.Event]:
+        for source in (first, happening):
+            for event in source:
+                log.write(event)
+                yield event
+
     log = events.EventLog(out / folder.EVENTS)
     try:
-        for event in happening:
-            log.write(event)
-            yield event
+        yield from tensorboard.mirrored(out, recorded()) if setting.run.train.tensorboard else recorded()
     finally:
         log.close()
 
 
-def _steps(setting: Setting, out: Path, last: Checkpoint | None, stop: Stop, tell: Callable[[str], None]) -> Iterator[events.Event]:
+def _steps(setting: Setting, out: Path, last: Checkpoint | None, stop: Stop, tell: Tell) -> Iterator[events.Event]:
     """The run itself. `last` is None for a new run; an empty checkpoint for one that was killed before its first."""
     run, sitting = setting.run, Stopwatch()
     assert isinstance(run.train.threads, int) and isinstance(run.train.learning_rate, float)
@@ -84,44 +98,53 @@ def _steps(setting: Setting, out: Path, last: Checkpoint | None, stop: Stop, tel
     torch.set_num_threads(run.train.threads)
     _seed(run.train.seed, 0)
 
-    if last is not None:
-        dropped = events.rewind(out / folder.EVENTS, last.progress.step)
-        yield events.Resumed(step=last.progress.step, dropped_events=dropped)
     with hardware.MemorySampler(setting.device) as memory:
         # the model, what is trained, and what may be left to us
         tell(f"loading {setting.located.name}")
         base = loading.load(
-            setting.located.folder, dtype=setting.dtype, quantize=run.model.quantize is not None, double_quant=run.model.double_quant, device=setting.device
+            setting.located.folder,
+            dtype=setting.dtype,
+            quantize=run.model.quantize is not None,
+            double_quant=run.model.double_quant,
+            device=setting.device,
         )
         memory.mark()
         tuning = _tuning(run, base, setting)
         method.place(base.model, tuning)
-        trusted = _proof(out, base, new=last is None)
+        trusted = _proof(out, base, tuning)
         forward = forwards.prepare(base.model, trusted, base.own_attention)
         if run.train.recompute == "blocks":
             forwards.recompute_blocks(base.model)
-        optimizer = Optimizer(tuning.parameters, run.train.optimizer, weight_decay=run.train.weight_decay, ratios=tuning.learning_rate_ratios)
+        optimizer = Optimizer(
+            tuning.parameters, run.train.optimizer, weight_decay=run.train.weight_decay, ratios=tuning.learning_rate_ratios
+        )
+        head = _trained_head(forward, tuning)
         plan = setting.plan if forward.packed else _alone(setting.plan)
         progress, clock = Progress(), Clock()
         if last is not None and last.trained:
-            method.restore(tuning, last.trained, f"checkpoint of step {last.progress.step}")
+            method.restore(tuning, last.trained, f"{out}: the checkpoint of step {last.progress.step}")
             optimizer.restore(last.optimizer)
             progress, clock = last.progress, last.clock
-        if last is None:
-            folder.write_json(out / folder.PLAN, _plan_json(setting, tuning, trusted))
-        yield _started(setting, out, base, tuning, plan)
+        last = None  # its tensors have been copied
+        folder.write_json(out / folder.PLAN, figures.plan_json(setting, tuning, trusted))
+        yield figures.started(setting, out, base, tuning, plan)
         for note in dict.fromkeys([*base.notes, *setting.notes, *trusted.failures]):
             yield events.Warned(message=note, step=progress.step)
+
+        def save() -> Path:
+            return _save(out, setting, base, tuning, optimizer, progress, figures.with_sitting(clock, sitting.seconds()))
 
         saved = progress.step
         while progress.step < setting.steps:
             # one optimizer step: the mean loss over all its learned tokens, row by row
             step, begun = progress.step, Stopwatch()
             rows = plan.rows(step)
+            tokens, computed = sum(row.tokens for row in rows), sum(row.computed_tokens for row in rows)
             learned = sum(len(row.targets_N) for row in rows)
             _seed(run.train.seed, step + 1)  # dropout is a function of seed and step, so that a resumed run repeats it
             tuning.train()
-            losses = [_learn(forward, optimizer, row, 1 / max(1, learned)) for row in rows]
+            losses = [_learn(forward, optimizer, head, row, 1 / max(1, learned)) for row in rows]
+            tuning.train(False)
             loss = torch.stack(losses).sum().item()
             norm = optimizer.clip(run.train.clip).item()
             rate = learning_rate(step, setting.steps, run.train.learning_rate, run.train.schedule, run.train.warmup)
@@ -130,85 +153,85 @@ def _steps(setting: Setting, out: Path, last: Checkpoint | None, stop: Stop, tel
                 optimizer.step(rate)
             else:
                 optimizer.forget()
-                warned = events.Warned(message=_nonfinite(setting, forward, rows, losses, step + 1), step=step + 1)
-                yield warned
+                what = f"step {step + 1}: {nonfinite.explain(setting.documents, forward, rows, losses)}"
+                yield events.Warned(message=what, step=step + 1)
                 if run.train.on_nonfinite == "stop":
-                    if saved < progress.step:
-                        _save(out, setting, base, tuning, optimizer, progress, clock)
-                    raise UserError(warned.message, f"{out} stands at step {progress.step}; lower train.learning_rate, mend those rows, or set train.on_nonfinite=skip")
-            tuning.train(False)
+                    if saved < step:
+                        save()
+                    raise UserError(what, *_after_nonfinite(out, step))
 
             progress.step += 1
-            progress.tokens += sum(row.tokens for row in rows)
-            progress.computed_tokens += sum(row.computed_tokens for row in rows)
+            progress.tokens += tokens
+            progress.computed_tokens += computed
             progress.learned_tokens += learned
-            _count(clock, progress, sum(row.tokens for row in rows), begun.seconds(), sitting)
+            figures.count(clock, progress, tokens, begun.seconds(), sitting.seconds())
             yield events.Step(
                 step=progress.step,
                 loss=loss,
                 learning_rate=rate,
                 grad_norm=norm,
-                tokens=sum(row.tokens for row in rows),
-                computed_tokens=sum(row.computed_tokens for row in rows),
+                tokens=tokens,
+                computed_tokens=computed,
                 learned_tokens=learned,
-                tokens_per_second=_speed(clock, progress),
+                tokens_per_second=figures.speed(clock, progress),
                 peak_memory_bytes=memory.mark() if progress.step == 1 else memory.peak_bytes,
                 skipped=not finite,
             )
 
-            ended, code = progress.step == setting.steps, stop()
+            ended, code, pause = progress.step == setting.steps, stop(), Stopwatch()
             if setting.evaluation is not None and (progress.step % run.evaluate.every == 0 or ended):
-                pause = Stopwatch()
                 evaluated = _evaluate(forward, setting, progress)
                 if evaluated.best:
                     weights.write(out / "best", base, tuning, setting)
-                clock.seconds_after_first += pause.seconds()
                 yield evaluated
             if progress.step % run.train.checkpoint_every == 0 or ended or code:
-                pause = Stopwatch()
-                path = _save(out, setting, base, tuning, optimizer, progress, clock)
+                writing, path = Stopwatch(), save()
                 saved = progress.step
-                clock.seconds_after_first += pause.seconds()
-                yield events.Saved(step=progress.step, path=str(path.relative_to(out)), seconds=pause.seconds())
-            if code:
+                yield events.Saved(step=progress.step, path=str(path.relative_to(out)), seconds=writing.seconds())
+            clock.seconds_after_first += pause.seconds()
+            if code and not ended:
                 if not tuning.adapter:
                     weights.write(out / weights.KIND[False], base, tuning, setting)
                 raise Interrupted(code, f"stopped after step {progress.step}; go on with `tunesmith resume {out}`")
 
         weights.write(out / weights.KIND[bool(tuning.adapter)], base, tuning, setting)
-        clock.seconds += sitting.seconds()
-        finished = _finished(out, progress, clock, memory.mark())
+        finished = figures.finished(out, progress, figures.with_sitting(clock, sitting.seconds()), memory.mark())
+    report.write(out, run, finished)
     yield finished
-    report.write(out, setting.run, finished)
 
 
 def _tuning(run: Run, base: Base, setting: Setting) -> Tuning:
     """What is trained, with its first values: the method's, or those of the adapter to go on from."""
     if run.model.adapter is not None:
-        return layout.fit(layout.read(adapter_folder(run.model.adapter)), base.model, setting.device)
+        return adapter_to_go_on_from(run, base.model, setting.device)
     tuning = method.build(base.model, run.method, quantized=base.quantized, device=setting.device)
     method.METHODS[run.method.name].init(tuning, run.train.seed)
     return tuning
 
 
-def _learn(forward: Forward, optimizer: Optimizer, row: Row, scale: float) -> torch.Tensor:
+def _learn(forward: Forward, optimizer: Optimizer, head: str | None, row: Row, scale: float) -> torch.Tensor:
     """Forward and backward of one row; gradients are added up. The row's share of the step's loss, not waited for."""
-    head_gradient = None
-    if forward.head is not None:
-        trained = {id(parameter): name for name, parameter in optimizer.parameters.items()}
-        name = trained.get(id(forward.head.weight_VC))
-        head_gradient = optimizer.gradient_of(name) if name else None
-    loss = forward.loss(row, scale, head_gradient)
+    loss = forward.loss(row, scale, optimizer.gradient_of(head) if head else None)
     if loss.requires_grad:
         loss.backward()
     optimizer.gather()
     return loss.detach()
 
 
-def _proof(out: Path, base: Base, new: bool) -> proof.Proof:
+def _trained_head(forward: Forward, tuning: Tuning) -> str | None:
+    """The name of the head's matrix where it is trained and our loss makes its gradient; tied, it is the embedding's."""
+    if forward.head is None:
+        return None
+    return next((name for name, parameter in tuning.parameters.items() if parameter is forward.head.weight_VC), None)
+
+
+def _proof(out: Path, base: Base, tuning: Tuning) -> proof.Proof:
     """Proved anew at every start; a resumed run keeps the decisions that it began with."""
     found = proof.prove(base.model.config, type(base.model), base.own_attention)
-    if new or not (out / folder.PLAN).exists():
+    if any(base.model.get_submodule(path) is base.model.get_output_embeddings() for path in tuning.adapter):
+        note = "an adapter stands beside the head: the class's own head is used"
+        found = proof.Proof(False, found.packed, (*found.failures, note))
+    if not (out / folder.PLAN).exists():
         return found
     kept = folder.read_json(out / folder.PLAN)
     if (kept["packed"] and not found.packed) or (kept["own_head"] and not found.own_head):
@@ -221,8 +244,10 @@ def _alone(plan: Plan) -> Plan:
 
 
 def _evaluate(forward: Forward, setting: Setting, progress: Progress) -> events.Evaluated:
+    """The loss of the evaluation rows now; `progress` remembers the best."""
     assert setting.evaluation is not None
-    plan = Plan(setting.evaluation, setting.evaluation.tokens, setting.plan.row_tokens, 0, forward.packed and setting.run.data.pack)
+    packed = forward.packed and setting.run.data.pack
+    plan = Plan(setting.evaluation, setting.evaluation.tokens, setting.plan.row_tokens, 0, packed)
     loss, learned = forward.mean_loss(plan.rows(0))
     best = progress.best_loss is None or loss < progress.best_loss
     if best:
@@ -238,85 +263,27 @@ def _save(out: Path, setting: Setting, base: Base, tuning: Tuning, optimizer: Op
     return path
 
 
-def _count(clock: Clock, progress: Progress, tokens: int, seconds: float, sitting: Stopwatch) -> None:
-    if progress.step == 1:
-        clock.seconds_to_first_step = sitting.seconds()
-    else:
-        clock.seconds_after_first += seconds
-        clock.tokens_after_first += tokens
+def _same_data(out: Path, setting: Setting) -> None:
+    """Raises UserError where the tokens to learn from, or those evaluated on, are not what the run began with."""
+    kept = folder.read_json(out / folder.DATA)
+    for what, now, then in (
+        ("data", setting.report, kept),
+        ("evaluation data", setting.report.get("evaluation") or {}, kept.get("evaluation") or {}),
+    ):
+        if now.get("mask_sha256") != then.get("mask_sha256"):
+            raise UserError(
+                f"{out}: the {what}, the chat template or the tokenizer is no longer what the run began with, so it cannot go on exactly; "
+                "nothing was changed",
+                "put the old files back, or begin a new run (model.adapter goes on from this one's adapter)",
+            )
 
 
-def _speed(clock: Clock, progress: Progress) -> float:
-    """Real tokens over wall time after the first step; of the first step alone where there is no other."""
-    if clock.tokens_after_first:
-        return clock.tokens_after_first / clock.seconds_after_first
-    return progress.tokens / max(clock.seconds_to_first_step, 1e-9)
-
-
-def _started(setting: Setting, out: Path, base: Base, tuning: Tuning, plan: Plan) -> events.Started:
-    text = base.model.config.get_text_config()
-    width = int(getattr(text, "hidden_size", 512))
-    inner = int(getattr(text, "intermediate_size", None) or 4 * width)
-    return events.Started(
-        run=out.name,
-        total_steps=setting.steps,
-        total_tokens=plan.tokens_in(setting.steps),
-        trainable_parameters=tuning.count,
-        total_parameters=setting.total_parameters,
-        device=str(setting.device),
-        threads=torch.get_num_threads(),
-        matmul_flops=hardware.matmul_flops(setting.device, setting.dtype, min(plan.row_tokens, plan.tokens_per_step), inner, width),
-        flops_per_token=flops_per_token(base, tuning, setting.documents.learned_tokens / setting.documents.tokens),
-    )
-
-
-def flops_per_token(base: Base, tuning: Tuning, learned_share: float) -> float:
-    """FLOP of forward and backward for one token: 2 for each weight that it meets, again for its input's gradient, and again
-    where the weight is trained. The head counts for learned tokens. Attention's own products are left out (small below 1k tokens)."""
-    trained = {id(p) for p in tuning.parameters.values()}
-    in_blocks = sum(
-        place.in_features * place.out_features * (6 if id(base.model.get_submodule(place.path).weight) in trained else 4)
-        for place in slots.linears(base.model)
-    )
-    head = base.model.get_output_embeddings().weight
-    return in_blocks + 6 * (tuning.count if tuning.adapter else 0) + head.numel() * learned_share * (6 if id(head) in trained else 4)
-
-
-def _plan_json(setting: Setting, tuning: Tuning, trusted: proof.Proof) -> dict[str, Any]:
-    return {
-        "trainable_parameters": tuning.count,
-        "total_parameters": setting.total_parameters,
-        "steps": setting.steps,
-        "tokens": setting.plan.tokens_in(setting.steps),
-        "own_head": trusted.own_head,
-        "packed": trusted.packed,
-        "proof": list(trusted.failures),
-    }
-
-
-def _finished(out: Path, progress: Progress, clock: Clock, peak: int) -> events.Finished:
-    losses = [e.loss for e in events.read_events(out / folder.EVENTS) if isinstance(e, events.Step) and not e.skipped]
-    tail = losses[-max(1, len(losses) // 10) :]
-    return events.Finished(
-        steps=progress.step,
-        loss=sum(tail) / max(1, len(tail)),
-        tokens=progress.tokens,
-        computed_tokens=progress.computed_tokens,
-        learned_tokens=progress.learned_tokens,
-        seconds=clock.seconds,
-        seconds_to_first_step=clock.seconds_to_first_step,
-        tokens_per_second=_speed(clock, progress),
-        peak_memory_bytes=peak,
-    )
-
-
-def _nonfinite(setting: Setting, forward: Forward, rows: list[Row], losses: list[torch.Tensor], step: int) -> str:
-    """Which rows, and where in the model it began."""
-    bad = [row for row, loss in zip(rows, losses, strict=True) if not torch.isfinite(loss)]
-    origins = [setting.documents.origins[d] for row in bad for d in row.documents]
-    where = forwards.first_nonfinite(forward, bad[0]) if bad else ""
-    what = f"the loss is not finite in {', '.join(origins[:8])}{' ...' if len(origins) > 8 else ''}" if bad else "the gradient norm is not finite"
-    return f"step {step}: {what}" + (f"; the first module whose output is not finite is {where}" if where else "")
+def _after_nonfinite(out: Path, step: int) -> list[str]:
+    """What can be done once a run has stopped at a loss that is not finite."""
+    return [
+        f"{out} stands after step {step}; set on_nonfinite: skip in {out / folder.RUN} and resume to leave such steps out,",
+        "or begin a new run with those rows mended or a lower train.learning_rate",
+    ]
 
 
 def _seed(seed: int, step: int) -> None:
@@ -329,17 +296,3 @@ def _with(run: Run, section: str, key: str, value: Any) -> dict[str, Any]:
     values = run.model_dump()
     values[section][key] = value
     return values
-
-
-def preview(s: Setting) -> list[str]:
-    """What a run would do, in lines: nothing is read beyond the data, nothing is written."""
-    report, run = s.report, s.run
-    return [
-        f"model    {s.located.name}: {s.total_parameters:,} parameters, {run.model.dtype} on {s.device}" + (", NF4" if run.model.quantize else ""),
-        f"method   {run.method.name}: {s.tuning.count:,} trainable parameters ({s.tuning.count / s.total_parameters:.2%}) in {len(s.tuning.parameters)} tensors",
-        f"data     {report['rows']:,} rows: {report['kept']:,} kept, {report['cut']:,} cut, {report['split']:,} split, {len(report['dropped']):,} dropped",
-        f"         {report['documents']:,} documents, {report['tokens']:,} tokens, {report['learned_tokens']:,} learned ({report['learned_tokens'] / report['tokens']:.0%})",
-        f"steps    {s.steps:,} of about {run.train.tokens_per_step} tokens, learning rate {run.train.learning_rate:g} ({run.train.schedule})",
-        f"writes   {run.out}/: run.yaml plan.json data.json events.jsonl checkpoints/ {weights.KIND[bool(s.tuning.adapter)]}/ loss.png README.md",
-        *[f"note     {note}" for note in s.notes],
-    ]

@@ -3,6 +3,7 @@ decided, once, with its reason. Dry runs end here; the loop begins here."""
 
 import datetime
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +21,14 @@ from tunesmith.data.sources import load_samples, pick
 from tunesmith.errors import UserError
 from tunesmith.methods import layout
 from tunesmith.methods.method import METHODS, build
+from tunesmith.methods.settings import LoRA
 from tunesmith.methods.tuning import Tuning
 from tunesmith.models import load as loading
 from tunesmith.models.source import Located, cache_folder, locate
+from tunesmith.train import tensorboard
 
 Tell = Callable[[str], None]
+NF4_BYTES = 0.6  # bytes a parameter, with embeddings and norms that stay as they are
 REFERENCE_WIDTH = 2048  # hidden size at which the methods' learning rates are meant (about 1B parameters)
 
 
@@ -53,6 +57,8 @@ class Setting:
 def decide(run: Run, origins: dict[str, str], tell: Tell = lambda sentence: None) -> Setting:
     """Raises UserError with what the user must change, before anything large is read."""
     _required(run)
+    if run.train.tensorboard:
+        tensorboard.require()
     located = locate(run.model.source, progress=tell)
     config = loading.load_config(located.folder)
     tokenizer = loading.load_tokenizer(located.folder)
@@ -63,12 +69,12 @@ def decide(run: Run, origins: dict[str, str], tell: Tell = lambda sentence: None
     auto.set("model.dtype", "auto", str(dtype).removeprefix("torch."), why)
     dtype = loading.DTYPES[auto.run.model.dtype]
     auto.set("data.date", "today", datetime.date.today().isoformat(), "today")
-    auto.set("train.threads", "auto", hardware.physical_cores(), "physical cores")
+    auto.set("train.threads", "auto", *threads())
 
     skeleton = loading.skeleton(config)
-    tuning = _tuning(auto.run, skeleton)
+    tuning = _tuning(auto, skeleton)
     size = loading.size_of(skeleton, dtype, run.model.quantize is not None, run.model.double_quant)
-    _fits(size, device, located)
+    _fits(located, size, auto.run, device)
 
     renderer = Renderer(tokenizer, thinking=run.data.thinking, date=auto.run.data.date, stop_ids=loading.stop_ids(located.folder, config))
     tell("reading and tokenising the data")
@@ -105,13 +111,45 @@ def decide(run: Run, origins: dict[str, str], tell: Tell = lambda sentence: None
     )  # fmt: skip
 
 
-def _tuning(run: Run, skeleton: Any) -> Tuning:
+def threads() -> tuple[int, str]:
+    """CPU threads, and why: the physical cores, or fewer where OMP_NUM_THREADS says so."""
+    cores = hardware.physical_cores()
+    wished = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    if wished.isdigit() and 0 < int(wished) < cores:
+        return int(wished), "OMP_NUM_THREADS"
+    return cores, "physical cores"
+
+
+def _tuning(auto: "_Auto", skeleton: Any) -> Tuning:
     """What will be trained, as shapes: the method's own, or those of the adapter to go on from."""
+    run = auto.run
     if run.model.adapter is None:
         return build(skeleton, run.method, quantized=run.model.quantize is not None, device="meta")
-    if run.method.name != "lora":
+    if not isinstance(run.method, LoRA):
         raise UserError(f"model.adapter: a LoRA is gone on from with method.name=lora, not {run.method.name}")
-    return layout.fit(layout.read(adapter_folder(run.model.adapter)), skeleton, device="meta")
+    file = layout.read(adapter_folder(run.model.adapter))
+    layout.fit(file, skeleton, device="meta")  # another base model is refused before anything else about the adapter
+    ranks = {path: file.tensors[f"{path}.A"].shape[0] for path in file.scales}
+    first = next(iter(ranks))
+    for key, value in (
+        ("method.rank", ranks[first]),
+        ("method.alpha", file.scales[first] * ranks[first]),
+        ("method.targets", layout.targets(skeleton, list(ranks))),
+        ("method.rslora", False),  # its scale is in alpha already
+    ):
+        auto.fix(key, value, f"of the adapter {run.model.adapter}")
+    return adapter_to_go_on_from(auto.run, skeleton, "meta")
+
+
+def adapter_to_go_on_from(run: Run, model: Any, device: torch.device | str) -> Tuning:
+    """The adapter that `model.adapter` names, with the dropout and the ratio of learning rates of this run's method."""
+    assert run.model.adapter is not None and isinstance(run.method, LoRA)
+    tuning = layout.fit(layout.read(adapter_folder(run.model.adapter)), model, device)
+    for module in tuning.adapter.values():
+        module.dropout = run.method.dropout  # type: ignore[assignment]
+    if run.method.plus_ratio != 1:
+        tuning.learning_rate_ratios.update({name: run.method.plus_ratio for name in tuning.parameters if name.endswith(".B")})
+    return tuning
 
 
 def adapter_folder(name: str) -> Path:
@@ -139,6 +177,17 @@ class _Auto:
             self.run = parse(values)
             self.origins[key] = f"auto: {reason}"
 
+    def fix(self, key: str, value: Any, reason: str) -> None:
+        """Give `key` the one value that it can have. Raises UserError where the user asked for another."""
+        section, _, name = key.rpartition(".")
+        values = self.run.model_dump()
+        asked = self.origins.get(key, "auto: ")
+        if not asked.startswith("auto: ") and values[section][name] not in ("auto", value):
+            raise UserError(f"{asked}: {key} is {value} {reason}; leave the setting out")
+        values[section][name] = value
+        self.run = parse(values)
+        self.origins[key] = f"auto: {reason}"
+
 
 def _required(run: Run) -> None:
     problems = []
@@ -150,21 +199,21 @@ def _required(run: Run) -> None:
         raise UserError(*problems)
 
 
-def _fits(size: loading.Size, device: torch.device, located: Located) -> None:
+def _fits(located: Located, size: loading.Size, run: Run, device: torch.device) -> None:
     """Said before loading: whether the weights fit, and what would."""
     free = hardware.free_memory(device)
     needed = size.weight_bytes + size.largest_tensor_bytes
-    if needed > free:
-        gigabytes = 1e9
-        nf4 = size.total_parameters * 0.52 / gigabytes
-        cure = (
-            f"model.quantize=nf4 would need about {nf4:.1f} GB"
-            if nf4 * gigabytes < free < size.weight_bytes
-            else f"a model of at most about {free / 2.2 / gigabytes:.1f}B parameters in bfloat16, or {free / 0.6 / gigabytes:.1f}B with model.quantize=nf4, fits here"
-        )
-        raise UserError(
-            f"{located.name}: its weights need {needed / gigabytes:.1f} GB while loading, and {free / gigabytes:.1f} GB are free on {device}; {cure}"
-        )
+    if needed <= free:
+        return
+    nf4_bytes = size.total_parameters * NF4_BYTES + size.largest_tensor_bytes
+    if run.model.quantize is None and METHODS[run.method.name].NF4 and nf4_bytes <= free:
+        cure = f"model.quantize=nf4 would need about {nf4_bytes / 1e9:.1f} GB"
+    else:
+        nf4 = f", or {free / NF4_BYTES / 1.2e9:.1f}B with model.quantize=nf4" if METHODS[run.method.name].NF4 else ""
+        cure = f"a model of at most about {free / 2.2e9:.1f}B parameters in bfloat16{nf4}, fits here"
+    raise UserError(
+        f"{located.name}: its weights need {needed / 1e9:.1f} GB while loading, and {free / 1e9:.1f} GB are free on {device}; {cure}"
+    )
 
 
 def _samples(run: Run) -> tuple[list[Sample], list[Sample], list[FileReport]]:

@@ -4,6 +4,7 @@ import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -13,7 +14,7 @@ from tunesmith import events
 
 def follow(happening: Iterable[events.Event]) -> events.Finished | None:
     """Draw events until they end; the last one where the run finished."""
-    console = Console(stderr=True, highlight=False)
+    console = Console(stderr=True, highlight=False, markup=False, emoji=False)  # a message may hold [brackets]
     reader = _Live(console) if console.is_terminal else _Plain(console)
     finished = None
     try:
@@ -77,7 +78,7 @@ class _Live:
             TextColumn("{task.description}"), BarColumn(bar_width=30), MofNCompleteColumn(), TextColumn("{task.fields[facts]}"),
             TimeRemainingColumn(), console=console, transient=False,
         )  # fmt: skip
-        self.task = None
+        self.task: Any = None  # rich's id of the bar's line, once it is there
 
     def show(self, event: events.Event) -> None:
         if isinstance(event, events.Started):

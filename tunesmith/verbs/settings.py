@@ -18,7 +18,9 @@ FLAGS = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """RUN.yaml, the flags, KEY=VALUE; the help ends with the table of every setting."""
-    parser.add_argument("words", nargs="*", metavar="RUN.yaml|KEY=VALUE", help="a run file, and settings such as method.rank=16 train.steps=60")
+    parser.add_argument(
+        "words", nargs="*", metavar="RUN.yaml|KEY=VALUE", help="a run file, and settings such as method.rank=16 train.steps=60"
+    )
     for flag, (key, metavar, sentence) in FLAGS.items():
         parser.add_argument(flag, dest=key, metavar=metavar, help=f"{key}: {sentence}")
     rows = config.table()

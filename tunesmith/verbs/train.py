@@ -23,14 +23,15 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     if arguments.then == "merge" and loaded.run.method.name in ("full", "freeze"):
         raise UserError(f"--then merge: method {loaded.run.method.name} already gives a whole model in DIR/model")
-    from tunesmith.train import loop
+    from tunesmith.train import figures, folder, loop
     from tunesmith.train.setting import decide
     from tunesmith.verbs.progress import follow, summary, tell
     from tunesmith.verbs.signals import stopping
 
     setting = decide(loaded.run, loaded.origins, tell)
+    folder.check(setting.run.out)
     if arguments.dry_run:
-        for line in loop.preview(setting):
+        for line in figures.preview(setting):
             print(line)
         return 0
     with stopping() as asked:

@@ -1,0 +1,77 @@
+"""Law: a run that was stopped and resumed is, to the bit, the run that nobody stopped."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests import runs
+from tests.runs import own_cache  # noqa: F401
+from tunesmith import events
+from tunesmith.errors import Interrupted
+from tunesmith.methods.method import METHODS
+from tunesmith.train import loop
+
+FULL = {"method": "full", "train.learning_rate": 0.001}
+# name -> (tied embeddings, settings)
+CASES: dict[str, tuple[bool, dict[str, Any]]] = {
+    "lora, dropout": (False, {"method": {"name": "lora", "rank": 4, "dropout": 0.2, "plus_ratio": 4.0}, "train.weight_decay": 0.01}),
+    "lora, dropout, blocks recomputed, one document a row": (
+        False,
+        {"method": {"name": "lora", "rank": 4, "dropout": 0.2}, "train.recompute": "blocks", "data.pack": False},
+    ),
+    "lora, bf16, adamw_8bit": (False, {"method": {"name": "lora", "rank": 64}, "model.dtype": "bfloat16", "train.optimizer": "adamw_8bit"}),
+    "qlora": (False, {"method": "qlora", "data.evaluate": 0.2, "evaluate.every": 2}),
+    "qlora, bf16, dropout": (True, {"method": {"name": "qlora", "dropout": 0.1}, "model.dtype": "bfloat16"}),
+    "full": (False, FULL),
+    "full, tied": (True, FULL | {"data.evaluate": 0.2, "evaluate.every": 2}),
+    "full, bf16": (False, FULL | {"model.dtype": "bfloat16"}),
+    "full, bf16, tied, adamw_8bit": (True, FULL | {"model.dtype": "bfloat16", "train.optimizer": "adamw_8bit"}),
+    "freeze": (False, {"method": {"name": "freeze", "layers": 1, "head": True}, "train.schedule": "linear"}),
+    "freeze, tied, bf16": (True, {"method": {"name": "freeze", "layers": 1, "embeddings": True}, "model.dtype": "bfloat16"}),
+}
+
+
+@pytest.fixture(scope="module")
+def tied_llama(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`tiny_llama` with one matrix for embedding and head."""
+    from transformers import AutoModelForCausalLM
+
+    folder = tmp_path_factory.mktemp("models") / "tied-llama"
+    shutil.copytree(tiny_llama, folder)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}), encoding="utf-8")
+    AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).save_pretrained(folder)
+    return folder
+
+
+def test_every_method_is_among_the_cases() -> None:
+    named = {settings["method"] if isinstance(settings["method"], str) else settings["method"]["name"] for _, settings in CASES.values()}
+    assert named - {"qlora"} == set(METHODS)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_resumed_run_is_the_undisturbed_one(name: str, tiny_llama: Path, tied_llama: Path, tmp_path: Path) -> None:
+    tied, changes = CASES[name]
+    model, data = tied_llama if tied else tiny_llama, runs.write_rows(tmp_path / "rows.jsonl")
+    whole, broken = tmp_path / "whole" / "run", tmp_path / "broken" / "run"
+    runs.finish(runs.settings(model, data, whole, changes))
+
+    with pytest.raises(Interrupted) as stopped:
+        list(loop.train(runs.settings(model, data, broken, changes), stop=runs.stop_after(4), tell=runs.quiet))
+    assert stopped.value.exit_code == 130
+    assert [step["step"] for step in runs.steps_of(broken)] == [1, 2, 3, 4]
+    torch.rand(7)  # whatever else a process draws
+    happened = list(loop.resume(broken, tell=runs.quiet))
+
+    assert isinstance(happened[0], events.Resumed) and happened[0].step == 4
+    assert isinstance(happened[-1], events.Finished) and happened[-1].steps == 6
+    assert runs.steps_of(broken) == runs.steps_of(whole)
+    assert len({step["loss"] for step in runs.steps_of(whole)}) == 6, "the losses are real"
+    left, right = runs.contents(broken), runs.contents(whole)
+    assert left.keys() == right.keys()
+    assert [path for path in left if left[path] != right[path]] == []
+    assert {"checkpoints/step-6/trained.safetensors", "checkpoints/step-6/optimizer.safetensors", "checkpoints/step-6/state.json"} <= set(left)
