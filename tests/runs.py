@@ -24,9 +24,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 def write_rows(path: Path, count: int = 24) -> Path:
     """Questions and answers of several lengths as JSON lines."""
-    rows = [
-        {"prompt": f"Spell {i}" + "!" * (i % 5), "completion": " ".join(NUMBERS[i % 12 : i % 12 + 1 + i % 3])} for i in range(count)
-    ]
+    rows = [{"prompt": f"Spell {i}" + "!" * (i % 5), "completion": " ".join(NUMBERS[i % 12 : i % 12 + 1 + i % 3])} for i in range(count)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
 
@@ -37,7 +35,15 @@ def settings(model: Path | str, data: Path | str, out: Path, changes: dict[str, 
         "model": {"source": str(model), "dtype": "float32"},
         "data": {"train": str(data)},
         "method": {"name": "lora", "rank": 4},
-        "train": {"steps": 6, "tokens_per_step": 200, "row_tokens": 256, "threads": 1, "checkpoint_every": 3, "keep": 1, "learning_rate": 0.005},
+        "train": {
+            "steps": 6,
+            "tokens_per_step": 200,
+            "row_tokens": 256,
+            "threads": 1,
+            "checkpoint_every": 3,
+            "keep": 1,
+            "learning_rate": 0.005,
+        },
         "out": str(out),
     }
     for key, value in (changes or {}).items():

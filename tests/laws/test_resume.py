@@ -74,4 +74,6 @@ def test_a_resumed_run_is_the_undisturbed_one(name: str, tiny_llama: Path, tied_
     left, right = runs.contents(broken), runs.contents(whole)
     assert left.keys() == right.keys()
     assert [path for path in left if left[path] != right[path]] == []
-    assert {"checkpoints/step-6/trained.safetensors", "checkpoints/step-6/optimizer.safetensors", "checkpoints/step-6/state.json"} <= set(left)
+    assert {"checkpoints/step-6/trained.safetensors", "checkpoints/step-6/optimizer.safetensors", "checkpoints/step-6/state.json"} <= set(
+        left
+    )
