@@ -24,10 +24,10 @@ _SHAPE: dict[str, Any] = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
-_HEADS = _SHAPE | {"head_dim": 16}
-_WINDOW = {"sliding_window": 7, "layer_types": ["sliding_attention", "full_attention"]}
-_IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-_FEW_WORDS = {"vocab_size": VOCABULARY} | _IDS
+_HEADS: dict[str, Any] = _SHAPE | {"head_dim": 16}
+_WINDOW: dict[str, Any] = {"sliding_window": 7, "layer_types": ["sliding_attention", "full_attention"]}
+_IDS: dict[str, Any] = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+_FEW_WORDS: dict[str, Any] = {"vocab_size": VOCABULARY} | _IDS
 
 CONFIGS: dict[str, Any] = {
     "llama": lambda: t.LlamaConfig(**_HEADS),
@@ -44,7 +44,9 @@ CONFIGS: dict[str, Any] = {
     "gpt2": lambda: t.GPT2Config(n_embd=64, n_layer=2, n_head=4, n_positions=256, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0, **_FEW_WORDS),
     "cohere": lambda: t.CohereConfig(**_SHAPE, logit_scale=0.25),
     "granite": lambda: t.GraniteConfig(**_SHAPE, logits_scaling=4.0),
-    "gpt_oss": lambda: t.GptOssConfig(**_HEADS, **_WINDOW, num_local_experts=4, num_experts_per_tok=2, rope_parameters={"rope_type": "default", "rope_theta": 10000.0}),
+    "gpt_oss": lambda: t.GptOssConfig(
+        **_HEADS, **_WINDOW, num_local_experts=4, num_experts_per_tok=2, rope_parameters={"rope_type": "default", "rope_theta": 10000.0}
+    ),
     "opt": lambda: t.OPTConfig(
         hidden_size=64, ffn_dim=96, num_hidden_layers=2, num_attention_heads=4, word_embed_proj_dim=64, max_position_embeddings=256,
         dropout=0.0, **_FEW_WORDS,

@@ -1,5 +1,7 @@
 """Attention per document against the plain definition: a T×T matrix of scores, masked."""
 
+from typing import Any
+
 import pytest
 import torch
 from transformers import AttentionInterface
@@ -8,10 +10,11 @@ from tunesmith.models import attention
 from tunesmith.models.attention import NAME, UnknownArgument, packed_attention
 
 LENGTHS = (9, 1, 4, 14)
+TOKENS = sum(LENGTHS)
 MODULE = torch.nn.Module()
 
 
-def made(heads=4, kept=2, tokens=sum(LENGTHS), size=8, dtype=torch.float32):
+def made(heads=4, kept=2, tokens=TOKENS, size=8, dtype=torch.float32):
     torch.manual_seed(0)
     q = torch.randn(1, heads, tokens, size, dtype=dtype)
     return q, torch.randn(1, kept, tokens, size, dtype=dtype), torch.randn(1, kept, tokens, size, dtype=dtype)
@@ -38,7 +41,7 @@ def plain(q_BHTE, k_BKTE, v_BKTE, lengths, scale, window=None, softcap=None, sin
     return ((weights / (weights.sum(-1, keepdim=True) + rest)) @ v_BHTE.double()).transpose(1, 2)
 
 
-CASES = {
+CASES: dict[str, dict[str, Any]] = {
     "causal": {},
     "scaled": {"scaling": 0.3},
     "window": {"sliding_window": 3},
@@ -51,6 +54,12 @@ CASES = {
 }
 
 
+def definition(arguments):
+    """The same arguments under the names of `plain`."""
+    names = {"scaling": "scale", "sliding_window": "window", "s_aux": "sinks_H", "softcap": "softcap"}
+    return {"scale": 8**-0.5} | {names[name]: value for name, value in arguments.items()}
+
+
 @pytest.mark.parametrize("kept", [1, 2, 4])
 @pytest.mark.parametrize("chunk", [4, 256])
 @pytest.mark.parametrize("case", CASES)
@@ -59,9 +68,7 @@ def test_every_document_attends_to_itself_alone(case, chunk, kept, monkeypatch):
     q, k, v = made(kept=kept)
     arguments = CASES[case]
     out, weights = packed_attention(MODULE, q, k, v, None, cu_seq_lens_q=starts(), **arguments)
-    expected = plain(
-        q, k, v, LENGTHS, arguments.get("scaling", 8**-0.5), arguments.get("sliding_window"), arguments.get("softcap"), arguments.get("s_aux")
-    )  # fmt: skip
+    expected = plain(q, k, v, LENGTHS, **definition(arguments))
     assert weights is None and out.shape == (1, sum(LENGTHS), 4, 8) and out.is_contiguous()
     torch.testing.assert_close(out.double(), expected, rtol=1e-5, atol=1e-6)
 
@@ -70,13 +77,13 @@ def test_every_document_attends_to_itself_alone(case, chunk, kept, monkeypatch):
 def test_gradients_are_those_of_the_definition(case, monkeypatch):
     monkeypatch.setattr(attention, "_QUERY_CHUNK", 4)
     arguments = dict(CASES[case])
-    leaves = [tensor.requires_grad_() for tensor in made()]
+    leaves: list[Any] = [tensor.requires_grad_() for tensor in made()]
     if "s_aux" in arguments:
         leaves.append(arguments["s_aux"].clone().requires_grad_())
         arguments["s_aux"] = leaves[-1]
-    out, _ = packed_attention(MODULE, *leaves[:3], None, cu_seq_lens_q=starts(), **arguments)
-    names = {"scaling": "scale", "sliding_window": "window", "s_aux": "sinks_H", "softcap": "softcap"}
-    expected = plain(*leaves[:3], LENGTHS, **{"scale": 8**-0.5} | {names[name]: value for name, value in arguments.items()})
+    q, k, v = leaves[:3]
+    out, _ = packed_attention(MODULE, q, k, v, None, cu_seq_lens_q=starts(), **arguments)
+    expected = plain(q, k, v, LENGTHS, **definition(arguments))
     direction = torch.randn(out.shape)
     ours = torch.autograd.grad(out, leaves, direction)
     theirs = torch.autograd.grad(expected, leaves, direction.double())
@@ -92,12 +99,16 @@ def test_an_empty_document_takes_no_room():
 
 
 def test_no_score_is_made_beyond_the_window(monkeypatch):
-    """Memory is chunk × (window + chunk): what lies further back is not touched, not even where it is not a number."""
+    """Memory is chunk × (window + chunk)."""
     monkeypatch.setattr(attention, "_QUERY_CHUNK", 8)
     q, k, v = made(tokens=64)
-    sizes = []
-    exp = torch.Tensor.softmax
-    monkeypatch.setattr(torch.Tensor, "softmax", lambda scores, dim: sizes.append(tuple(scores.shape[-2:])) or exp(scores, dim))
+    sizes, softmax = [], torch.Tensor.softmax
+
+    def counting(scores, dim):
+        sizes.append(tuple(scores.shape[-2:]))
+        return softmax(scores, dim)
+
+    monkeypatch.setattr(torch.Tensor, "softmax", counting)
     packed_attention(MODULE, q, k, v, None, cu_seq_lens_q=starts((64,)), sliding_window=5)
     assert sizes[0] == (8, 8) and set(sizes[1:]) == {(8, 12)}
 
@@ -121,14 +132,14 @@ def test_scores_are_fp32_over_bf16():
 )
 def test_what_is_not_served_is_an_error(arguments, message):
     q, k, v = made()
-    given = {"attention_mask": None, "cu_seq_lens_q": starts()} | arguments
+    given: dict[str, Any] = {"attention_mask": None, "cu_seq_lens_q": starts()} | arguments
     with pytest.raises(UnknownArgument, match=message):
         packed_attention(MODULE, q, k, v, **given)
 
 
 def test_a_module_that_is_not_causal_and_a_cache_are_errors():
     q, k, v = made()
-    encoder = torch.nn.Module()
+    encoder: Any = torch.nn.Module()
     encoder.is_causal = False
     with pytest.raises(UnknownArgument, match="not causal"):
         packed_attention(encoder, q, k, v, None, cu_seq_lens_q=starts())

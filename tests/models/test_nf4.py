@@ -1,5 +1,7 @@
 """NF4 linear layers: what they compute, keep and let through. The values themselves are judged in `oracle/test_bitsandbytes.py`."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -14,7 +16,7 @@ LEVELS = nf4._LEVELS
 def filled(out=6, inner=128, bias=True, double=True, dtype=torch.float32):
     """A layer with known codes, and the matrix that it stands for."""
     torch.manual_seed(0)
-    layer = Nf4Linear(inner, out, bias, double, dtype)
+    layer: Any = Nf4Linear(inner, out, bias, double, dtype)
     q = quantize(torch.randn(out, inner, dtype=dtype), double)
     layer.weight.data.copy_(q.codes_OI)
     layer.absmax.copy_(q.absmax)
@@ -68,8 +70,13 @@ def test_it_is_a_linear_layer_over_the_dequantised_matrix(double, dtype):
 def test_gradients_pass_through_and_no_matrix_is_kept(bias):
     layer = filled(bias=bias)
     x = torch.randn(5, 128, requires_grad=True)
-    kept = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+    kept: list[torch.Tensor] = []
+
+    def keep(tensor):
+        kept.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         y = layer(x)
     assert not [tensor for tensor in kept if tensor.numel() >= 6 * 128 and tensor.dtype.is_floating_point]
     direction = torch.randn(y.shape)
@@ -95,12 +102,12 @@ def test_it_moves_and_saves_like_any_module():
 
 
 def test_matrices_of_all_linear_layers_read_alike():
-    linear, conv, quantized = nn.Linear(128, 6), Conv1D(6, 128), filled()
-    for layer in (linear, conv, quantized):
+    layers: list[Any] = [nn.Linear(128, 6), Conv1D(6, 128), filled()]
+    for layer in layers:
         assert nf4.is_linear(layer) and nf4.shape_of(layer) == (128, 6) and nf4.weight_of(layer).shape == (6, 128)
         x = torch.randn(3, 128)
         torch.testing.assert_close(x @ nf4.weight_of(layer).T + layer.bias, layer(x))
-    assert [nf4.is_transposed(layer) for layer in (linear, conv, quantized)] == [False, True, False]
+    assert [nf4.is_transposed(layer) for layer in layers] == [False, True, False]
     assert nf4.is_transposed(Nf4Linear(64, 2, False, True, torch.float32, transposed=True))
 
 
@@ -113,7 +120,7 @@ def test_a_subclass_of_linear_is_not_taken_for_one():
 
 
 def test_only_the_named_layers_are_exchanged():
-    model = nn.Sequential(nn.Linear(64, 8), nn.Linear(64, 8, bias=False), Conv1D(8, 64))
+    model: Any = nn.Sequential(nn.Linear(64, 8), nn.Linear(64, 8, bias=False), Conv1D(8, 64))
     quantizer = Nf4Quantizer(Nf4Config(("0", "2")))
     quantizer._process_model_before_weight_loading(model)
     assert [type(layer).__name__ for layer in model] == ["Nf4Linear", "Linear", "Nf4Linear"]

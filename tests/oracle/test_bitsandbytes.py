@@ -1,5 +1,7 @@
 """NF4 and 8-bit moments against bitsandbytes itself."""
 
+from typing import Any
+
 import pytest
 import torch
 from bitsandbytes import functional as bnb
@@ -31,7 +33,7 @@ def odd_matrix(rows, inner, dtype):
 def test_codes_scales_and_values_are_bit_for_bit_theirs(rows, inner, dtype, double):
     weight_OI = odd_matrix(rows, inner, dtype)
     codes, state = bnb.quantize_4bit(weight_OI, blocksize=64, compress_statistics=double, quant_type="nf4")
-    ours = quantize(weight_OI, double)
+    ours: Any = quantize(weight_OI, double)
     assert torch.equal(ours.codes_OI.flatten(), codes.flatten())
     assert torch.equal(ours.absmax, state.absmax)
     if double:
@@ -72,7 +74,7 @@ def test_a_loaded_model_gives_the_logits_of_transformers_with_bitsandbytes(name,
     layers = {path: layer for path, layer in base.model.named_modules() if isinstance(layer, Nf4Linear)}
     assert len(layers) == 14
     for path, layer in layers.items():
-        reference = theirs.get_submodule(path).weight
+        reference: Any = theirs.get_submodule(path).weight
         assert torch.equal(layer.dequantized(), bnb.dequantize_4bit(reference.data, reference.quant_state))
     ids = some_ids(20)[None]
     with torch.no_grad():

@@ -100,6 +100,7 @@ def load(
     config = load_config(folder)
     notes: list[str] = []
     arguments: dict[str, Any] = {"dtype": dtype, "config": config, "use_safetensors": True, "trust_remote_code": False}
+    arguments["ignore_mismatched_sizes"] = True  # they are collected, and refused with their names
     if quantize:
         bones = skeleton(config)
         stacks = slots.experts(bones)
@@ -123,14 +124,23 @@ def load(
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise UserError(f"{folder}: cannot be loaded: {_first_line(error)}") from None
     model, info = loaded
-    missing = sorted(info["missing_keys"])
-    if missing:
-        raise UserError(*[f"{folder}: the checkpoint has no tensor for {key}, which {type(model).__name__} needs" for key in missing[:20]])
+    if problems := _misfits(type(model).__name__, info):
+        raise UserError(*[f"{folder}: {problem}" for problem in problems[:20]])
     model.eval()
     model.requires_grad_(False)
     model.config.use_cache = True
     own = str(model.config._attn_implementation)
     return Base(model, load_tokenizer(folder), folder, dtype, quantize, own, notes)
+
+
+def _misfits(class_name: str, info: dict[str, Any]) -> list[str]:
+    """What the checkpoint lacks, and what has another shape there."""
+    missing = [f"the checkpoint has no tensor for {key}, which {class_name} needs" for key in sorted(info["missing_keys"])]
+    shapes = [
+        f"{key} is {tuple(found)} in the checkpoint, and {class_name} needs {tuple(wanted)}"
+        for key, found, wanted in sorted(info["mismatched_keys"])
+    ]
+    return missing + shapes
 
 
 @contextmanager

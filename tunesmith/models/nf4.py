@@ -143,8 +143,11 @@ def weight_of(linear: nn.Module) -> Tensor:
 
 
 def is_linear(module: nn.Module) -> bool:
-    """Whether an adapter can stand beside it: exactly these classes, since a subclass may compute something else."""
-    return type(module) in (nn.Linear, Conv1D, Nf4Linear)
+    """Whether an adapter can stand beside it: exactly these classes, since a subclass may compute something else.
+
+    Falcon's own class adds its bias in a step of its own, and is otherwise `nn.Linear`.
+    """
+    return type(module) in (nn.Linear, Conv1D, Nf4Linear) or type(module).__name__ == "FalconLinear"
 
 
 def is_transposed(linear: nn.Module) -> bool:

@@ -16,6 +16,7 @@ from torch import nn
 from tunesmith.models.nf4 import is_linear, is_transposed, shape_of
 
 ROLES = ("q", "k", "v", "o", "gate", "up", "down")
+_FUSED = {"qkv": ("q", "k", "v"), "gate_up": ("gate", "up")}
 
 _LLAMA = {
     "q": "self_attn.q_proj",
@@ -30,23 +31,27 @@ _PHI3 = {"qkv": "self_attn.qkv_proj", "o": "self_attn.o_proj", "gate_up": "mlp.g
 _NEOX = {"qkv": "attention.query_key_value", "o": "attention.dense", "up": "mlp.dense_h_to_4h", "down": "mlp.dense_4h_to_h"}
 _BLOOM = {"qkv": "self_attention.query_key_value", "o": "self_attention.dense", "up": "mlp.dense_h_to_4h", "down": "mlp.dense_4h_to_h"}
 _ATTENTION = {role: _LLAMA[role] for role in ("q", "k", "v", "o")}
+_GLM = _ATTENTION | {"gate_up": "mlp.gate_up_proj", "down": "mlp.down_proj"}
 
 _LIKE_LLAMA = [
     "llama", "mistral", "ministral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3", "gemma3_text", "smollm3", "granite", "cohere",
-    "cohere2", "olmo", "olmo2", "olmo3", "stablelm", "helium", "arcee", "ernie4_5", "hunyuan_v1_dense", "seed_oss", "exaone4", "nemotron",
-    "mixtral", "qwen2_moe", "qwen3_moe", "olmoe",
+    "cohere2", "olmo", "olmo2", "olmo3", "stablelm", "helium", "ernie4_5", "hunyuan_v1_dense", "seed_oss", "exaone4",
+    "qwen2_moe", "qwen3_moe",  # a shared expert, dense layers between the others
 ]  # fmt: skip
+_EXPERTS_ALONE = ["mixtral", "olmoe", "gpt_oss"]  # every expert of a layer in one 3-D parameter
 
 # config.model_type -> role (or fused roles) -> how the module's path ends
 FAMILIES: dict[str, dict[str, str]] = {
     **dict.fromkeys(_LIKE_LLAMA, _LLAMA),
+    **dict.fromkeys(_EXPERTS_ALONE, _ATTENTION),
     "phi3": _PHI3,
-    "glm4": _LLAMA | {"gate_up": "mlp.gate_up_proj"},
-    "glm": _LLAMA | {"gate_up": "mlp.gate_up_proj"},
+    "glm4": _GLM,
+    "glm": _GLM,
+    "arcee": _ATTENTION | {"up": "mlp.up_proj", "down": "mlp.down_proj"},
+    "nemotron": _ATTENTION | {"up": "mlp.up_proj", "down": "mlp.down_proj"},
     "phi": _ATTENTION | {"o": "self_attn.dense", "up": "mlp.fc1", "down": "mlp.fc2"},
     "starcoder2": _ATTENTION | {"up": "mlp.c_fc", "down": "mlp.c_proj"},
     "opt": _ATTENTION | {"o": "self_attn.out_proj", "up": "fc1", "down": "fc2"},
-    "gpt_oss": _ATTENTION,
     "gpt2": {"qkv": "attn.c_attn", "o": "attn.c_proj", "up": "mlp.c_fc", "down": "mlp.c_proj"},
     "gptj": {"q": "attn.q_proj", "k": "attn.k_proj", "v": "attn.v_proj", "o": "attn.out_proj", "up": "mlp.fc_in", "down": "mlp.fc_out"},
     "gpt_neox": _NEOX,
@@ -104,37 +109,44 @@ def linears(model: Any) -> list[Place]:
 def select(model: Any, targets: str | Sequence[str]) -> tuple[list[Place], list[str]]:
     """The layers that `targets` names, and notes for the user.
 
-    `targets` is "all", or roles (q k v o gate up down), or endings of module paths.
+    `targets` is "all", or a list of roles (q k v o gate up down) and of endings of module paths (q_proj, mlp.fc1).
     Raises LookupError that names what was not found and what there is.
     """
-    everything, roles, notes = linears(model), family(model), []
+    everything, roles, stacks = linears(model), family(model), experts(model)
+    notes: list[str] = []
     if targets == "all":
-        chosen = [p for p in everything if roles is None or any(_ends(p.path, e) for e in roles.values())]
-        if roles is None or not chosen:
-            chosen = [p for p in everything if p.out_features > 1]
+        chosen = [place for place in everything if roles and any(_ends(place.path, ending) for ending in roles.values())]
+        if not chosen:
+            chosen = [place for place in everything if place.out_features > 1]
+            if not chosen:
+                raise LookupError(f"no linear layer in the repeated blocks of this {model.config.model_type}")
             notes.append(
                 f"{model.config.model_type} is not in the table of architectures: "
                 f"all {len(chosen)} linear layers of the repeated blocks are targets"
             )
     else:
-        chosen, missing = [], []
-        endings = [(target, _endings(target, roles)) for target in targets]
-        for target, names in endings:
-            if not any(_ends(p.path, name) for p in everything for name in names):
-                missing.append(target)
+        endings = {target: _endings(target, roles) for target in targets}
+        missing = [t for t, names in endings.items() if not any(_ends(place.path, name) for place in everything for name in names)]
         if missing:
-            known = sorted({p.path.split(".", 1)[-1].rpartition(".")[2] for p in everything})
-            have = " ".join(roles) if roles else "none in the table for this architecture"
-            raise LookupError(f"no linear layer {', '.join(missing)} in this model; roles: {have}; layers: {', '.join(known)}")
-        chosen = [p for p in everything if any(_ends(p.path, name) for _, names in endings for name in names)]
-    stacks = experts(model)
+            raise LookupError(_not_found(missing, everything, roles, bool(stacks)))
+        names = [name for each in endings.values() for name in each]
+        chosen = [place for place in everything if any(_ends(place.path, name) for name in names)]
+        for target in targets:
+            if target in ROLES and roles and target not in roles:
+                notes.append(f"{target} is part of {endings[target][0]} in this architecture, which is tuned as a whole")
     if stacks:
-        total = sum(p.numel() for p in model.parameters())
-        share = sum(stack.parameters for stack in stacks) / total
+        share = sum(stack.parameters for stack in stacks) / sum(parameter.numel() for parameter in model.parameters())
         notes.append(
             f"{len(stacks)} expert stacks with {share:.0%} of the parameters are not reached by linear adapters and stay as they are"
         )
     return chosen, notes
+
+
+def _not_found(missing: list[str], everything: list[Place], roles: dict[str, str] | None, has_experts: bool) -> str:
+    known = sorted({place.path.rpartition(".")[2] for place in everything})
+    have = " ".join(roles) if roles else "none in the table for this architecture"
+    reason = "; its experts are 3-D parameters, which linear adapters do not reach" if has_experts else ""
+    return f"no linear layer {', '.join(missing)} in this model{reason}; roles: {have}; layers: {', '.join(known)}"
 
 
 def experts(model: Any) -> list[Untouched]:
@@ -170,7 +182,7 @@ def _endings(target: str, roles: dict[str, str] | None) -> list[str]:
     if roles and target in roles:
         return [roles[target]]
     if roles and target in ROLES:  # a role that the architecture keeps inside a fused matrix
-        return [ending for role, ending in roles.items() if role in ("qkv", "gate_up") and target in role.replace("gate_up", "gate up")]
+        return [ending for role, ending in roles.items() if target in _FUSED.get(role, ())]
     return [target]
 
 
