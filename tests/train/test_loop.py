@@ -115,18 +115,13 @@ def test_it_learns(tiny_llama: Path, data: Path, tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def evaluated(tiny_llama: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run whose learning rate is so large that its best evaluation is not its last."""
-    out = tmp_path_factory.mktemp("evaluated") / "run"
-    changes = {
-        "data.evaluate": 0.25,
-        "evaluate.every": 2,
-        "train.learning_rate": 0.5,
-        "train.schedule": "constant",
-        "train.steps": 10,
-        "train.keep": 2,
-    }
-    runs.finish(runs.settings(tiny_llama, data, out, changes))
-    return out
+    """A run that is evaluated on other answers than it learns, so that its best evaluation is not its last."""
+    folder = tmp_path_factory.mktemp("evaluated")
+    rows = [{"prompt": f"Spell {i}", "completion": "ZZ" * (1 + i)} for i in range(4)]
+    (folder / "other.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    changes = {"data.evaluate": str(folder / "other.jsonl"), "evaluate.every": 2, "train.learning_rate": 0.02, "train.steps": 10}
+    runs.finish(runs.settings(tiny_llama, data, folder / "run", changes | {"train.keep": 2}))
+    return folder / "run"
 
 
 def own_loss(model: Any, documents: Any) -> float:
@@ -145,8 +140,7 @@ def test_the_evaluation_loss_is_the_class_s_own(evaluated: Path) -> None:
     assert [event.step for event in found] == [2, 4, 6, 8, 10]
     setting = decide(config.load(evaluated / "run.yaml").run, {}, runs.quiet)
     assert setting.evaluation is not None
-    assert len(setting.evaluation) == 6 and len(setting.documents) == 18
-    assert not set(setting.evaluation.origins) & set(setting.documents.origins)
+    assert len(setting.evaluation) == 4 and len(setting.documents) == 24
     assert found[-1].loss == pytest.approx(own_loss(open_tuned(str(evaluated)).model, setting.evaluation), rel=1e-5)
     assert (
         found[-1].learned_tokens
@@ -454,8 +448,7 @@ def test_a_head_with_an_adapter_is_not_left_out(tiny_llama: Path, data: Path, tm
 
 
 def test_an_event_is_in_the_log_before_it_is_handed_out(tiny_llama: Path, data: Path, tmp_path: Path) -> None:
-    out, seen = tmp_path / "run", 0
-    for event in loop.train(runs.settings(tiny_llama, data, out, {"train.steps": 2}), tell=runs.quiet):
-        seen += 1
+    out = tmp_path / "run"
+    for seen, event in enumerate(loop.train(runs.settings(tiny_llama, data, out, {"train.steps": 2}), tell=runs.quiet), 1):
         log = list(events.read_events(out / "events.jsonl"))
         assert len(log) == seen and log[-1] == event

@@ -28,7 +28,7 @@ from tunesmith.models.source import Located, cache_folder, locate
 from tunesmith.train import tensorboard
 
 Tell = Callable[[str], None]
-NF4_BYTES = 0.6  # bytes a parameter, with embeddings and norms that stay as they are
+NF4_BYTES = 0.7  # bytes a parameter while loading, with embeddings that stay as they are
 REFERENCE_WIDTH = 2048  # hidden size at which the methods' learning rates are meant (about 1B parameters)
 
 
@@ -73,8 +73,7 @@ def decide(run: Run, origins: dict[str, str], tell: Tell = lambda sentence: None
 
     skeleton = loading.skeleton(config)
     tuning = _tuning(auto, skeleton)
-    size = loading.size_of(skeleton, dtype, run.model.quantize is not None, run.model.double_quant)
-    _fits(located, size, auto.run, device)
+    size = _fits(located, skeleton, auto.run, device)
 
     renderer = Renderer(tokenizer, thinking=run.data.thinking, date=auto.run.data.date, stop_ids=loading.stop_ids(located.folder, config))
     tell("reading and tokenising the data")
@@ -199,18 +198,22 @@ def _required(run: Run) -> None:
         raise UserError(*problems)
 
 
-def _fits(located: Located, size: loading.Size, run: Run, device: torch.device) -> None:
-    """Said before loading: whether the weights fit, and what would."""
-    free = hardware.free_memory(device)
-    needed = size.weight_bytes + size.largest_tensor_bytes
+def _fits(located: Located, skeleton: Any, run: Run, device: torch.device) -> loading.Size:
+    """The model's size. Raises UserError, before loading, where the weights do not fit, with what would."""
+    free, dtype, learns_over_nf4 = hardware.free_memory(device), loading.DTYPES[run.model.dtype], METHODS[run.method.name].NF4
+
+    def needs(nf4: bool) -> tuple[loading.Size, int]:
+        size = loading.size_of(skeleton, dtype, nf4, run.model.double_quant)
+        return size, size.weight_bytes + size.largest_tensor_bytes
+
+    size, needed = needs(run.model.quantize is not None)
     if needed <= free:
-        return
-    nf4_bytes = size.total_parameters * NF4_BYTES + size.largest_tensor_bytes
-    if run.model.quantize is None and METHODS[run.method.name].NF4 and nf4_bytes <= free:
-        cure = f"model.quantize=nf4 would need about {nf4_bytes / 1e9:.1f} GB"
+        return size
+    if run.model.quantize is None and learns_over_nf4 and needs(True)[1] <= free:
+        cure = f"with model.quantize=nf4 they would need {needs(True)[1] / 1e9:.1f} GB"
     else:
-        nf4 = f", or {free / NF4_BYTES / 1.2e9:.1f}B with model.quantize=nf4" if METHODS[run.method.name].NF4 else ""
-        cure = f"a model of at most about {free / 2.2e9:.1f}B parameters in bfloat16{nf4}, fits here"
+        nf4 = f", or {free / NF4_BYTES / 1e9:.1f}B with model.quantize=nf4" if learns_over_nf4 else ""
+        cure = f"a model of at most about {free / 2.2e9:.1f}B parameters in bfloat16{nf4} fits here"
     raise UserError(
         f"{located.name}: its weights need {needed / 1e9:.1f} GB while loading, and {free / 1e9:.1f} GB are free on {device}; {cure}"
     )

@@ -35,6 +35,7 @@ def write_model(aside: Path, model: Any, source: Path) -> None:
     for path in source.iterdir():
         if path.is_file() and path.suffix in (".json", ".jinja", ".model", ".txt", ".tiktoken") and not path.name.endswith(".index.json"):
             shutil.copyfile(path, aside / path.name)
+    _name_dtype(aside / "config.json", str(model.dtype).removeprefix("torch."))
     shards = _shards(tensors)
     index: dict[str, str] = {}
     for number, names in enumerate(shards, 1):
@@ -45,6 +46,14 @@ def write_model(aside: Path, model: Any, source: Path) -> None:
         total = sum(t.numel() * t.element_size() for t in tensors.values())
         content = {"metadata": {"total_size": total}, "weight_map": index}
         (aside / "model.safetensors.index.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _name_dtype(path: Path, dtype: str) -> None:
+    """Readers load in the dtype that config.json names, and would round fp32 weights to a bf16 base's without a word."""
+    config = json.loads(path.read_text(encoding="utf-8"))
+    names = [name for name in ("dtype", "torch_dtype") if name in config] or ["dtype"]
+    if any(config.get(name) != dtype for name in names):
+        path.write_text(json.dumps(config | dict.fromkeys(names, dtype), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _once(model: Any) -> dict[str, Tensor]:
