@@ -67,6 +67,7 @@ def card(out: Path, run: Run, finished: events.Finished) -> str:
         f"| steps, tokens seen | {finished.steps:,}, {finished.tokens:,} |",
         f"| learning rate | {run.train.learning_rate}, {run.train.schedule} |",
         f"| loss at the end | {finished.loss:.4f} |",
+        *_best(out),
         f"| speed, time | {finished.tokens_per_second:,.0f} tokens/s, {finished.seconds:,.0f} s |",
         f"| peak memory | {finished.peak_memory_bytes / 1e9:.2f} GB |",
         "",
@@ -82,6 +83,14 @@ def card(out: Path, run: Run, finished: events.Finished) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _best(out: Path) -> list[str]:
+    evaluated = [event for event in events.read_events(out / folder.EVENTS) if isinstance(event, events.Evaluated)]
+    if not evaluated:
+        return []
+    best = min(evaluated, key=lambda event: event.loss)
+    return [f"| best evaluation loss | {best.loss:.4f} after step {best.step}, in best/ |"]
 
 
 def _source(run: Run) -> str:
