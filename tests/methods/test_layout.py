@@ -115,7 +115,9 @@ def test_alpha_of_an_old_file_is_pefts_default(folder):
 
 
 def test_everything_that_is_not_plain_lora_is_refused_at_once(folder):
-    change(folder, use_dora=True, bias="all", modules_to_save=["lm_head"], lora_bias=True, init_lora_weights="pissa_niter_4", peft_type="IA3")
+    change(
+        folder, use_dora=True, bias="all", modules_to_save=["lm_head"], lora_bias=True, init_lora_weights="pissa_niter_4", peft_type="IA3"
+    )
     tensors(folder, lambda found: found.update({f"{Q0}.lora_magnitude_vector": torch.ones(64)}))
     config, weights = folder / layout.CONFIG, folder / layout.WEIGHTS
     assert sorted(problems(lambda: layout.read(folder))) == sorted(

@@ -64,6 +64,7 @@ def test_bf16_computes_in_bf16_and_keeps_masters_in_fp32():
     x = torch.randn(5, 64, dtype=torch.bfloat16, requires_grad=True)
     y = update(base, x)
     y.sum().backward()
+    assert x.grad is not None and update.A.grad is not None
     assert y.dtype == x.grad.dtype == torch.bfloat16 and update.A.dtype == update.A.grad.dtype == torch.float32
     exact = x.float() @ update.folded(base.weight).T + base.bias.float()
     torch.testing.assert_close(y.float(), exact, rtol=0.03, atol=0.3)

@@ -33,6 +33,7 @@ class LoRA(nn.Module):
 
     def __init__(self, in_features: int, out_features: int, rank: int, scale: float, dropout: float = 0.0, device: Any = None):
         super().__init__()
+        self.training = False  # `Tuning.train` turns dropout on; whoever only serves an adapter must not have to turn it off
         self.scale, self.dropout = scale, dropout
         self.A = nn.Parameter(torch.empty(rank, in_features, dtype=torch.float32, device=device))
         self.B = nn.Parameter(torch.zeros(out_features, rank, dtype=torch.float32, device=device))
