@@ -71,7 +71,9 @@ def _parse(verb: str, words: list[str]) -> argparse.Namespace:
 
 def _guarded(verb: str, parsed: argparse.Namespace) -> int:
     try:
-        return int(_module(verb).run(parsed))
+        code = int(_module(verb).run(parsed))
+        sys.stdout.flush()  # where nobody reads any more, let it be noticed here and not while the interpreter ends
+        return code
     except UserError as error:
         sys.stdout.flush()
         for number, problem in enumerate(error.problems):

@@ -52,8 +52,14 @@ def test_only_whole_folders_count(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("file", "content"),
-    [("state.json", b"{"), ("state.json", b'{"colour": 1}'), ("clock.json", b"\xff\xfe"), ("trained.safetensors", b"xx"), ("optimizer.safetensors", None)],
-)  # fmt: skip
+    [
+        ("state.json", b"{"),
+        ("state.json", b'{"colour": 1}'),
+        ("clock.json", b"\xff\xfe"),
+        ("trained.safetensors", b"xx"),
+        ("optimizer.safetensors", None),
+    ],
+)
 def test_a_damaged_one_is_named(tmp_path: Path, file: str, content: bytes | None) -> None:
     checkpoint.save(tmp_path, at(3), keep=2)
     path = checkpoint.save(tmp_path, at(4), keep=2) / file

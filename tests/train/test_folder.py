@@ -22,7 +22,9 @@ def test_checking_writes_nothing(tmp_path: Path) -> None:
 
 def test_a_run_is_never_overwritten(tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text("")
-    with pytest.raises(UserError, match=r"already holds a run \(it has no checkpoint yet\): go on with `tunesmith resume .*`, or take another --out"):
+    with pytest.raises(
+        UserError, match=r"already holds a run \(it has no checkpoint yet\): go on with `tunesmith resume .*`, or take another --out"
+    ):
         folder.begin(str(tmp_path))
     (tmp_path / "checkpoints" / "step-12").mkdir(parents=True)
     with pytest.raises(UserError, match="it has a checkpoint of step 12"):
@@ -35,7 +37,7 @@ def test_other_people_s_files_are_not_mixed_with_a_run(tmp_path: Path) -> None:
         folder.begin(str(tmp_path))
     with pytest.raises(UserError, match="is not empty and holds no run"):
         folder.begin(str(tmp_path / "thesis.tex"))
-    with pytest.raises(UserError, match="cannot be written .*take another --out"):
+    with pytest.raises(UserError, match=r"cannot be written .*take another --out"):
         folder.begin(str(tmp_path / "thesis.tex" / "run"))
 
 
@@ -47,9 +49,8 @@ def test_a_folder_that_may_not_be_written(tmp_path: Path) -> None:
 
 
 def test_only_one_process_is_at_work(tmp_path: Path) -> None:
-    with folder.locked(tmp_path):
-        with pytest.raises(UserError, match="another process is at work"), folder.locked(tmp_path):
-            pass
+    with folder.locked(tmp_path), pytest.raises(UserError, match="another process is at work"), folder.locked(tmp_path):
+        pass
     with folder.locked(tmp_path):
         pass
 
@@ -104,4 +105,3 @@ def test_json_is_whole_or_absent(tmp_path: Path) -> None:
     for name in ("b.json", "none.json"):
         with pytest.raises(UserError, match=f"{name}: cannot be read"):
             folder.read_json(tmp_path / name)
-

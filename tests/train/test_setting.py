@@ -81,8 +81,14 @@ def test_what_was_decided_is_decided_again(tiny_llama: Path, data: Path, monkeyp
 
 @pytest.mark.parametrize(
     ("wished", "threads", "why"),
-    [("2", 2, "OMP_NUM_THREADS"), ("8", 4, "physical cores"), ("1,2", 1, "OMP_NUM_THREADS"), ("many", 4, "physical cores"), ("", 4, "physical cores")],
-)  # fmt: skip
+    [
+        ("2", 2, "OMP_NUM_THREADS"),
+        ("1,2", 1, "OMP_NUM_THREADS"),
+        ("8", 4, "physical cores"),
+        ("many", 4, "physical cores"),
+        ("", 4, "physical cores"),
+    ],
+)
 def test_threads_are_at_most_the_physical_cores(wished: str, threads: int, why: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hardware, "physical_cores", lambda: 4)
     monkeypatch.setenv("OMP_NUM_THREADS", wished)
@@ -176,7 +182,9 @@ def test_a_target_that_is_not_in_the_model(tiny_llama: Path, data: Path, tmp_pat
     assert "no linear layer fc1 in this model; roles: q k v o gate up down; layers: down_proj, gate_proj" in said
 
 
-def test_tensorboard_is_asked_for_before_anything_else(tiny_llama: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tensorboard_is_asked_for_before_anything_else(
+    tiny_llama: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(__import__("sys").modules, "tensorboard", None)
     said = refusal(runs.settings(tiny_llama, data, tmp_path / "run", {"train.tensorboard": True}))
     assert "train.tensorboard needs the package tensorboard: pip install tensorboard" in said

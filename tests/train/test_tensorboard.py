@@ -12,7 +12,7 @@ from tunesmith.train import loop, tensorboard
 
 def test_the_cure_is_said_where_it_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorboard", None)
-    with pytest.raises(UserError, match="train.tensorboard needs the package tensorboard: pip install tensorboard"):
+    with pytest.raises(UserError, match=r"train.tensorboard needs the package tensorboard: pip install tensorboard"):
         tensorboard.require()
 
 
