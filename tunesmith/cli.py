@@ -39,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
         verb = given.pop(at)
         if verb not in VERBS:
             return _refuse_verb(verb)
-        return _guarded(verb, _parse(verb, given))
+        return _guarded(verb, given)
     except SystemExit as stop:  # argparse, after its own message
         return int(stop.code or 0)
 
@@ -69,9 +69,9 @@ def _parse(verb: str, words: list[str]) -> argparse.Namespace:
         return parser.parse_args(words)
 
 
-def _guarded(verb: str, parsed: argparse.Namespace) -> int:
+def _guarded(verb: str, words: list[str]) -> int:
     try:
-        code = int(_module(verb).run(parsed))
+        code = int(_module(verb).run(_parse(verb, words)))
         sys.stdout.flush()  # where nobody reads any more, let it be noticed here and not while the interpreter ends
         return code
     except UserError as error:
