@@ -1,0 +1,110 @@
+"""Writes the tables between `<!-- bench:NAME -->` marks of README.md from results/NAME.json; a test compares the two.
+
+    python benchmarks/readme.py
+
+Only what was measured is shown, misses too; a table without its results file says so.
+"""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).resolve().parent / "results"
+README = Path(__file__).resolve().parent.parent / "README.md"
+MISSING = "Not measured yet."
+
+
+def filled(text: str, results: Path = RESULTS) -> str:
+    """The README's text with every table made anew."""
+
+    def replace(found: re.Match[str]) -> str:
+        mark, name = found.group(1), found.group(2)
+        return f"{mark}\n{block(name, results)}\n{mark}"
+
+    return re.sub(r"(<!-- bench:(\w+) -->)\n.*?\n\1", replace, text, flags=re.DOTALL)
+
+
+def block(name: str, results: Path = RESULTS) -> str:
+    """One table with its machine under it. Raises KeyError for a name without a table."""
+    table = TABLES[name]
+    file = results / f"{name}.json"
+    if not file.exists():
+        return MISSING
+    data = json.loads(file.read_text(encoding="utf-8"))
+    return f"{table(data)}\n\n{machine(data)}"
+
+
+def machine(data: dict[str, Any]) -> str:
+    found = data["machine"]
+    bf16 = "bfloat16 in hardware" if found["bf16_instructions"] else "no bfloat16 instructions"
+    gpus = "".join(f", {gpu['name']}" for gpu in found["gpus"])
+    return (
+        f"{found['cpu']}, {data['threads']} threads on {found['physical_cores']} cores, {bf16}{gpus}, "
+        f"{found['memory_bytes'] / 1e9:.0f} GB; torch {found['torch']}, transformers {found['transformers']}; {data['measured']}."
+    )
+
+
+def speed(data: dict[str, Any]) -> str:
+    lines = ["| | tokens/s | share of the matmul rate | peak memory | to the first step |", "|---|---|---|---|---|"]
+    for name, each in data["runs"].items():
+        found = each["median"]
+        lines.append(
+            f"| {name} | {found['tokens_per_second']:.0f} | {found['share_of_matmul_rate']:.0%} | "
+            f"{found['peak_memory_bytes'] / 1e9:.2f} GB | {found['seconds_to_first_step']:.1f} s |"
+        )
+    told = (
+        f"SmolLM2-135M-Instruct, rank 8 on all linear layers, {data['rows']} alpaca rows, medians of {data['repeats']} runs "
+        "(`benchmarks/speed.py`)."
+    )
+    return "\n".join([*lines, "", told])
+
+
+def peers(data: dict[str, Any]) -> str:
+    lines = ["| | useful tokens/s | Tunesmith's speed over it | peak memory | Tunesmith's memory over it |", "|---|---|---|---|---|"]
+    for name, each in data["results"].items():
+        found, ratio = each["median"], each["tunesmith_over_this"]
+        compared = ["", ""] if name == "tunesmith" else [f"{ratio['tokens_per_second']:.2f}×", f"{ratio['peak_memory_bytes']:.2f}×"]
+        rate, memory = f"{found['tokens_per_second']:.0f}", f"{found['peak_memory_bytes'] / 1e9:.2f} GB"
+        lines.append(f"| {each['title']} | {rate} | {compared[0]} | {memory} | {compared[1]} |")
+    told = (
+        f"{data['rows']} alpaca rows, {data['tokens']:,} tokens, LoRA rank 8 on all linear layers, {data['dtype']} here and in TRL; "
+        "every program in turn, medians (`benchmarks/peers.py`). A speed below 1× or a memory above 1× is a miss."
+    )
+    return "\n".join([*lines, "", told])
+
+
+def before_after(data: dict[str, Any]) -> str:
+    lines = ["| task | score | before | after | difference (95 % interval) | trained on |", "|---|---|---|---|---|---|"]
+    for task in data["tasks"].values():
+        for number, (name, before) in enumerate(task["before"]["scores"].items()):
+            head = [task["title"], f"{task['training']['tokens']:,.0f} tokens, {task['training']['loop_seconds'] / 60:.0f} min"]
+            title, trained = head if number == 0 else ["", ""]
+            cells = [score(name, before), score(name, task["after"]["scores"][name]), interval(task["difference"].get(name))]
+            lines.append(f"| {title} | {name} | {' | '.join(cells)} | {trained} |")
+    commands = [f"{t['title']}: {t['rows']} test rows, greedy answers.\n\n{fenced(t['commands'])}" for t in data["tasks"].values()]
+    return "\n".join([*lines, "", "\n\n".join(commands)])
+
+
+def fenced(lines: list[str]) -> str:
+    return "\n".join(["```", *lines, "```"])
+
+
+def score(name: str, value: float | None) -> str:
+    if value is None:
+        return "not finite"
+    return f"{value:.3g}" if name in ("loss", "perplexity") else f"{100 * value:.1f} %"
+
+
+def interval(difference: dict[str, Any] | None) -> str:
+    if difference is None:
+        return ""
+    low, high = difference["interval"]
+    return f"{100 * difference['value']:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
+
+
+TABLES: dict[str, Callable[[dict[str, Any]], str]] = {"speed": speed, "peers": peers, "before_after": before_after}
+
+if __name__ == "__main__":
+    README.write_text(filled(README.read_text(encoding="utf-8")), encoding="utf-8")

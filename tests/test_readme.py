@@ -1,0 +1,89 @@
+"""README.md shows what benchmarks/results says, and its words are the program's."""
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from tunesmith import cli
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+MACHINE: dict[str, Any] = {
+    "cpu": "A CPU",
+    "physical_cores": 2,
+    "bf16_instructions": [],
+    "memory_bytes": 16 * 10**9,
+    "gpus": [],
+    "torch": "2.13.0",
+    "transformers": "5.23.0",
+}
+COMMON: dict[str, Any] = {"measured": "2026-01-02", "machine": MACHINE, "threads": 2}
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("readme", ROOT / "benchmarks" / "readme.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_tables_are_what_was_measured(script: ModuleType) -> None:
+    assert script.filled(README) == README, "results changed: run `python benchmarks/readme.py`"
+
+
+def test_every_table_has_its_place(script: ModuleType) -> None:
+    assert re.findall(r"<!-- bench:(\w+) -->", README) == [name for name in script.TABLES for _ in range(2)]
+
+
+def test_results_without_a_table_are_not_forgotten(script: ModuleType) -> None:
+    stems = {path.stem for path in (ROOT / "benchmarks" / "results").glob("*.json")}
+    assert stems <= set(script.TABLES), f"benchmarks/results: no table shows {sorted(stems - set(script.TABLES))}"
+
+
+def test_a_miss_is_shown(script: ModuleType, tmp_path: Path) -> None:
+    def result(title: str, rate: float, speed: float, memory: float) -> dict[str, Any]:
+        ratios = {"tokens_per_second": speed, "peak_memory_bytes": memory}
+        return {"title": title, "median": {"tokens_per_second": rate, "peak_memory_bytes": 1.5e9}, "tunesmith_over_this": ratios}
+
+    results = {"tunesmith": result("Tunesmith", 80.4, 1, 1), "trl-padded": result("TRL, padded", 100.0, 0.804, 1.25)}
+    (tmp_path / "peers.json").write_text(json.dumps({**COMMON, "rows": 64, "tokens": 14126, "dtype": "float32", "results": results}))
+    text = script.filled("<!-- bench:peers -->\nold\n<!-- bench:peers -->\n", tmp_path)
+    assert "| TRL, padded | 100 | 0.80× | 1.50 GB | 1.25× |" in text
+    assert "| Tunesmith | 80 |  | 1.50 GB |  |" in text
+    assert "14,126 tokens" in text and "no bfloat16 instructions" in text and "old" not in text
+    assert script.filled(text, tmp_path) == text
+
+
+def test_speed_and_scores_are_rendered(script: ModuleType, tmp_path: Path) -> None:
+    median = {"tokens_per_second": 321.7, "share_of_matmul_rate": 0.71, "peak_memory_bytes": 1.7e9, "seconds_to_first_step": 9.04}
+    (tmp_path / "speed.json").write_text(json.dumps({**COMMON, "rows": 64, "repeats": 3, "runs": {"lora": {"median": median}}}))
+    assert "| lora | 322 | 71% | 1.70 GB | 9.0 s |" in script.block("speed", tmp_path)
+    task = {
+        "title": "T",
+        "rows": 300,
+        "commands": ["tunesmith train --data DATA/x"],
+        "training": {"tokens": 199000, "loop_seconds": 1200},
+        "before": {"scores": {"loss": 4.0444, "accuracy": 0.5}},
+        "after": {"scores": {"loss": None, "accuracy": 0.4}},
+        "difference": {"accuracy": {"value": -0.1, "interval": [-0.15, -0.05]}},
+    }
+    (tmp_path / "before_after.json").write_text(json.dumps({**COMMON, "tasks": {"t": task}}))
+    text = script.block("before_after", tmp_path)
+    assert "| T | loss | 4.04 | not finite |  | 199,000 tokens, 20 min |" in text
+    assert "|  | accuracy | 50.0 % | 40.0 % | -10.0 (-15.0 to -5.0) |  |" in text
+    assert "tunesmith train --data DATA/x" in text
+
+
+def test_every_verb_is_shown() -> None:
+    assert [verb for verb in cli.VERBS if f"tunesmith {verb}" not in README and f"make {verb}" not in README] == []
+
+
+def test_the_quickstart_has_its_place() -> None:
+    assert README.count("<!-- quickstart -->") == 2
