@@ -127,7 +127,8 @@ def test_everything_that_is_not_plain_lora_is_refused_at_once(folder):
             f"{config}: lora_bias=True is not served",
             f"{config}: bias='all' is not served",
             f"{config}: modules_to_save=['lm_head'] is not served",
-            f"{config}: init_lora_weights='pissa_niter_4' changes the base model too; let peft convert it to a plain LoRA and save it again",
+            f"{config}: init_lora_weights='pissa_niter_4' changes the base model too; "
+            "let peft convert it to a plain LoRA and save it again",
             f"{weights}: tensor {Q0}.lora_magnitude_vector (64,) is not part of a plain LoRA",
         ]
     )

@@ -167,7 +167,7 @@ def test_what_is_not_served_is_refused_with_the_files_name(settings, words, tmp_
 def test_expert_stacks_tuned_by_peft_are_refused(tmp_path):
     """For Mixtral `all-linear` means its experts and its router too."""
     saved_by_peft("mixtral", tmp_path, target_modules="all-linear")
-    with pytest.raises(UserError, match=r"target_parameters=\['down_proj', 'gate_up_proj', 'gate.weight'\] is not served"):
+    with pytest.raises(UserError, match=r"target_parameters=.*gate_up_proj.* is not served"):
         layout.read(tmp_path)
 
 

@@ -4,6 +4,7 @@ resumed run needs no saved position, and the documents of a step do not depend o
 Shapes: T tokens of a row, N learned tokens of a row, D documents.
 """
 
+from bisect import bisect_left, insort
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -92,16 +93,16 @@ def _epoch(plan: Plan, epoch: int) -> tuple[np.ndarray, np.ndarray]:
 def best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     """Best-fit decreasing: each length into the fullest row that still holds it. A length beyond the capacity stands alone."""
     rows: list[list[int]] = []
-    space: list[int] = []
+    room: list[tuple[int, int]] = []  # (tokens left, row), sorted: the first that is large enough is the fullest that still holds it
     for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        fitting = [r for r, left in enumerate(space) if left >= lengths[i]]
-        if fitting:
-            best = min(fitting, key=lambda r: space[r])
-            rows[best].append(i)
-            space[best] -= lengths[i]
+        at = bisect_left(room, (lengths[i], 0))
+        if at < len(room):
+            left, row = room.pop(at)
+            rows[row].append(i)
         else:
+            left, row = capacity, len(rows)
             rows.append([i])
-            space.append(capacity - lengths[i])
+        insort(room, (left - lengths[i], row))
     return rows
 
 
