@@ -10,7 +10,7 @@ import pytest
 from tunesmith import config, events
 from tunesmith.train import loop
 
-NUMBERS = "one two three four five six seven eight nine ten eleven twelve".split()
+NUMBERS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
 
 
 @pytest.fixture(autouse=True, scope="module")

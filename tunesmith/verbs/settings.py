@@ -1,6 +1,7 @@
 """What `train` and its kin read from the command line: RUN.yaml, a few named flags, and KEY=VALUE for every setting."""
 
 import argparse
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     for flag, (key, metavar, sentence) in FLAGS.items():
         parser.add_argument(flag, dest=key, metavar=metavar, help=f"{key}: {sentence}")
-    rows = config.table()
-    parser.epilog = "settings (KEY, default):\n" + "\n".join(f"  {row.key:<28} {row.default:<10} {row.sentence}" for row in rows)
+    parser.epilog = _table()
+
+
+@cache
+def _table() -> str:
+    return "settings (KEY, default):\n" + "\n".join(f"  {row.key:<28} {row.default:<10} {row.sentence}" for row in config.table())
 
 
 def read(arguments: argparse.Namespace) -> config.Loaded:
