@@ -2,6 +2,10 @@
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +14,12 @@ import torch
 
 from tests import runs
 from tests.runs import own_cache  # noqa: F401
-from tunesmith import events
+from tunesmith import config, events
 from tunesmith.errors import Interrupted
 from tunesmith.methods.method import METHODS
-from tunesmith.train import loop
+from tunesmith.train import checkpoint, loop
 
+ROOT = Path(__file__).resolve().parent.parent.parent
 FULL = {"method": "full", "train.learning_rate": 0.001}
 # name -> (tied embeddings, settings)
 CASES: dict[str, tuple[bool, dict[str, Any]]] = {
@@ -77,3 +82,51 @@ def test_a_resumed_run_is_the_undisturbed_one(name: str, tiny_llama: Path, tied_
     assert {"checkpoints/step-6/trained.safetensors", "checkpoints/step-6/optimizer.safetensors", "checkpoints/step-6/state.json"} <= set(
         left
     )
+
+
+KILLED_WHILE_SAVING = """
+import os, signal, sys
+from tunesmith.train import checkpoint
+calls, flush = [], checkpoint._flush
+def killing(folder):
+    calls.append(folder.parent.name)
+    if calls.count("checkpoints") == 2:  # the first is whole; of the second everything is there but its name
+        os.kill(os.getpid(), signal.SIGKILL)
+    flush(folder)
+checkpoint._flush = killing
+from tunesmith.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_a_run_killed_at_any_moment_loses_nothing_but_steps(tiny_llama: Path, tmp_path: Path) -> None:
+    """`kill -9` somewhere in the middle, then while a checkpoint is being saved, then to the end."""
+    changes = {"train.steps": 60, "train.checkpoint_every": 7, "method": {"name": "lora", "rank": 4, "dropout": 0.1}}
+    changes |= {"data.evaluate": 0.2, "evaluate.every": 20}
+    data, out, whole = runs.write_rows(tmp_path / "rows.jsonl"), tmp_path / "run", tmp_path / "whole"
+    (tmp_path / "run.yaml").write_text(config.dump(runs.settings(tiny_llama, data, out, changes)), encoding="utf-8")
+
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tunesmith", "train", str(tmp_path / "run.yaml")], cwd=ROOT, stderr=subprocess.DEVNULL
+    )
+    while process.poll() is None and not (out / "checkpoints" / "step-7").exists():
+        time.sleep(0.002)
+    time.sleep(0.1)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    first = len(runs.steps_of(out))
+    assert first >= 7
+
+    words = [sys.executable, "-c", KILLED_WHILE_SAVING, "resume", str(out)]
+    assert subprocess.run(words, cwd=ROOT, stderr=subprocess.DEVNULL, check=False).returncode == -signal.SIGKILL
+    assert [path for path in (out / "checkpoints").iterdir() if path.name.endswith(".new")], "it died while saving"
+    restored = checkpoint.newest(out)
+    assert restored % 7 == 0 and len(runs.steps_of(out)) == restored + 7
+
+    happened = list(loop.resume(out, tell=runs.quiet))
+    assert isinstance(happened[0], events.Resumed) and happened[0].step == restored
+    runs.finish(runs.settings(tiny_llama, data, whole, changes))
+    assert [step["step"] for step in runs.steps_of(out)] == list(range(1, 61))
+    assert runs.steps_of(out) == runs.steps_of(whole)
+    assert runs.contents(out) == runs.contents(whole)
+    assert not [path.name for path in out.rglob(".*") if path.name != ".lock"], "nothing half-written is left"

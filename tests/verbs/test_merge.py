@@ -1,0 +1,126 @@
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
+
+from tests import runs
+from tests.conftest import write_byte_tokenizer
+from tests.runs import own_cache  # noqa: F401
+from tunesmith import cli
+from tunesmith.tuned import open_tuned
+
+IDS = torch.arange(3, 40)[None] * 7 % 256
+STRONG = {"train.learning_rate": 0.05}
+
+
+def logits(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        return model(input_ids=IDS).logits
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return runs.write_rows(tmp_path_factory.mktemp("data") / "rows.jsonl")
+
+
+@pytest.fixture(scope="module")
+def done(tiny_llama: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("lora") / "run"
+    runs.finish(runs.settings(tiny_llama, data, out, STRONG))
+    return out
+
+
+@pytest.fixture(scope="module")
+def quantized(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """QLoRA over GPT-2, whose matrices stand transposed in the checkpoint and not in the NF4 layers."""
+    place = tmp_path_factory.mktemp("qlora")
+    torch.manual_seed(0)
+    sizes = {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 256}
+    GPT2LMHeadModel(GPT2Config(vocab_size=384, bos_token_id=259, eos_token_id=257, initializer_range=0.1, **sizes)).save_pretrained(
+        place / "gpt2"
+    )
+    write_byte_tokenizer(place / "gpt2")
+    runs.finish(runs.settings(place / "gpt2", data, place / "run", STRONG | {"method": {"name": "qlora", "rank": 4}}))
+    return place / "run"
+
+
+def test_a_merged_run_is_the_run(done: Path, tiny_llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "merged"
+    assert cli.main(["merge", str(done), str(out), "--max-kl", "1e-6"]) == 0
+    printed = capsys.readouterr()
+    facts = json.loads((out / "merge.json").read_text())
+    assert facts == json.loads((done / "merge.json").read_text())
+    difference = facts["difference_from_adapter"]
+    assert (facts["changed_tensors"], facts["tensors"], facts["trained_over"]) == (14, 21, "float32")
+    assert printed.out.startswith(f"{out}: 14 of 21 tensors changed; against the adapter on {difference['positions']} positions: KL ")
+    assert 0 <= difference["mean_kl"] < 1e-9 and difference["top1_agreement"] == 1.0 and difference["positions"] > 100
+    live, merged = logits(open_tuned(str(done)).model), logits(AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32))
+    assert (merged - live).abs().max() <= 1e-5 * live.abs().max()
+    assert (live - logits(AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32))).abs().max() > 0.1
+    assert logits(open_tuned(str(out), dtype="float32").model).shape == live.shape
+
+
+def test_an_adapter_folder_is_merged_too(done: Path, tmp_path: Path) -> None:
+    assert cli.main(["merge", str(done / "adapter"), str(tmp_path / "merged")]) == 0
+    assert (tmp_path / "merged/merge.json").is_file() and not (done / "adapter" / "merge.json").exists()
+    assert load_file(tmp_path / "merged/model.safetensors").keys()
+
+
+def test_the_difference_of_quantisation_is_measured_and_said(quantized: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "merged"
+    assert cli.main(["merge", str(quantized), str(out)]) == 0
+    assert (
+        "trained over NF4 weights and is merged into the original ones: the difference above is that of the quantisation"
+        in capsys.readouterr().err
+    )
+    facts = json.loads((out / "merge.json").read_text())
+    assert (facts["trained_over"], facts["base_weights"]) == ("nf4", "original")
+    assert 1e-6 < facts["difference_from_adapter"]["mean_kl"] < 1
+    tuned, source = open_tuned(str(quantized)), load_file(Path(open_tuned(str(quantized)).run.model.source) / "model.safetensors")  # type: ignore[union-attr]
+    after = load_file(out / "model.safetensors")
+    assert after.keys() == source.keys()
+    for path, module in tuned.tuning.adapter.items():
+        name, update_IO = f"{path}.weight", 2.0 * (module.get_parameter("B") @ module.get_parameter("A")).T
+        torch.testing.assert_close(after[name], source[name] + update_IO, rtol=1e-5, atol=1e-6)
+
+
+def test_a_gate_of_the_user_s(quantized: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["merge", str(quantized), str(tmp_path / "merged"), "--max-kl", "1e-9"]) == 3
+    said = capsys.readouterr().err
+    assert "is above --max-kl 1e-09; the folder was written, do not serve it unseen" in said
+    assert math.isfinite(json.loads((tmp_path / "merged/merge.json").read_text())["difference_from_adapter"]["mean_kl"])
+
+
+def test_an_output_that_is_there(done: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "precious").write_text("kept")
+    assert cli.main(["merge", str(done), str(tmp_path)]) == 2
+    assert cli.main(["merge", str(done), str(tmp_path / "precious")]) == 2
+    assert capsys.readouterr().err.count("is not empty; name a new folder") == 2
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("precious", "kept")]
+
+
+def test_there_is_nothing_to_merge(tiny_llama: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs.finish(runs.settings(tiny_llama, data, tmp_path / "run", {"method": "full", "train.steps": 1}))
+    assert cli.main(["merge", str(tmp_path / "run"), str(tmp_path / "out")]) == 2
+    assert f"holds no adapter: there is nothing to merge; its whole model is in {tmp_path / 'run'}/model" in capsys.readouterr().err
+    assert cli.main(["merge", str(tiny_llama), str(tmp_path / "out")]) == 2
+    assert "holds no adapter: there is nothing to merge\n" in capsys.readouterr().err
+    assert cli.main(["merge", str(tmp_path / "none"), str(tmp_path / "out")]) == 2
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_full_disk_leaves_no_half_model(done: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("tunesmith.export.merge.save_file", full)
+    assert cli.main(["merge", str(done), str(tmp_path / "merged")]) == 2
+    assert "merged: the disk is full" in capsys.readouterr().err
+    assert not any(tmp_path.iterdir())
+    shutil.rmtree(tmp_path)
