@@ -5,19 +5,23 @@ twice. An unknown key or a wrong value is an error with the key's path, the YAML
 """
 
 import difflib
+import json
 import re
+import types
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError
+from pydantic.fields import FieldInfo
 
 from tunesmith.errors import UserError
-from tunesmith.methods.settings import SETTINGS, Auto, LoRA, MethodSettings, Settings
+from tunesmith.methods.settings import SETTINGS, Auto, LoRA, MethodSettings, PositiveFloat, PositiveInt, Settings, Share
 
-PositiveInt = Annotated[int, Field(ge=1)]
-PositiveFloat = Annotated[float, Field(gt=0)]
+Fraction = Annotated[float, Field(gt=0, lt=1, strict=True)]
+Date = Annotated[str, Field(pattern=r"^\d{4}-\d{2}-\d{2}$", title="YYYY-MM-DD")]
 
 
 class Model(Settings):
@@ -51,17 +55,17 @@ class Data(Settings):
 
     train: str | list[Source] = ""
     """File, folder, glob or `builtin:NAME`; `PATH#500` takes 500 rows; or a list of {source, weight}."""
-    evaluate: Annotated[float, Field(gt=0, lt=1)] | str | None = None
+    evaluate: Fraction | str | None = None
     """Rows for the evaluation loss during training: a fraction of the training rows, or a path."""
     test: str | None = None
     """Rows kept for `tunesmith evaluate`, never trained on."""
     format: str = "auto"
     """Name of the rows' shape; auto recognises it and says which."""
-    columns: dict[str, str] = {}
+    columns: dict[str, str] = Field(default={})
     """Our column: theirs, for other shapes; dots reach inside: {prompt: userInput.text, completion: labels}."""
     prompt: str | None = None
     """A template for the prompt with {column} names, in place of a prompt column."""
-    max_length: Annotated[int, Field(ge=16)] = 1024
+    max_length: Annotated[int, Field(ge=16, strict=True)] = 1024
     """Longest document in tokens."""
     on_overlength: Literal["truncate", "drop", "split", "error"] = "truncate"
     """What happens to longer documents; split is for raw text."""
@@ -75,7 +79,7 @@ class Data(Settings):
     """A LLaMA-Factory `dataset_info.json` that names data sets."""
     replay: str | None = None
     """A second source mixed in against forgetting."""
-    date: str = "today"
+    date: Literal["today"] | Date = "today"
     """The date (YYYY-MM-DD) that a chat template prints; today is fixed when the run is made, and stored."""
 
 
@@ -101,15 +105,15 @@ class Train(Settings):
     """Peak learning rate; auto is the method's default."""
     optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = "adamw"
     """AdamW, or bitsandbytes' 8-bit and paged forms of it."""
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    weight_decay: Annotated[float, Field(ge=0, strict=True)] = 0.0
     """Decoupled weight decay."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """How the learning rate goes to zero after warm-up."""
-    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    warmup: Share = 0.05
     """Share of the steps in which the learning rate rises."""
-    clip: Annotated[float, Field(ge=0)] = 1.0
+    clip: Annotated[float, Field(ge=0, strict=True)] = 1.0
     """Largest gradient norm; 0 is no clipping."""
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, strict=True)] = 0
     """Order of the data, initial values and dropout."""
     checkpoint_every: PositiveInt | Auto = "auto"
     """Optimizer steps between checkpoints; auto is a tenth of the run."""
@@ -140,50 +144,50 @@ class Evaluate(Settings):
     """Measure what the model forgot."""
 
 
-# Settings whose place is fixed but which nothing serves yet: setting them is refused rather than ignored.
-NOT_YET = {
-    "data.info": "auto",
-    "data.replay": None,
-    "train.compile": ("auto", False),
-    "train.memory_budget": "auto",
-    "evaluate.forgetting": False,
-}
-
-
 class Run(Settings):
     """Everything that decides a run."""
 
     model: Model = Model()
+    """The base model."""
     data: Data = Data()
+    """What is learned from."""
     task: Task = Task()
+    """What is predicted."""
     method: MethodSettings = LoRA()
+    """How the model is tuned; qlora is lora over an NF4 base, auto is lora until the planner chooses."""
     train: Train = Train()
+    """The optimizer's loop."""
     evaluate: Evaluate = Evaluate()
+    """What is measured on the way."""
     out: str = ""
     """Run folder; by default runs/MODEL-METHOD-DATA."""
 
-    @model_validator(mode="before")
-    @classmethod
-    def _aliases(cls, values: Any) -> Any:
-        """`method: lora` for `{name: lora}`; `qlora` is stored as lora over an NF4 base; `auto` is lora for now."""
-        if not isinstance(values, dict):
-            return values
-        values = dict(values)
-        method = values.get("method", {})
-        if isinstance(method, str):
-            method = {"name": method}
-        if isinstance(method, dict):
-            method = {"name": "auto"} | method
-            if method["name"] == "qlora":
-                model = values.get("model", {})
-                if isinstance(model, dict):
-                    values["model"] = {"quantize": "nf4"} | model
-                    if values["model"]["quantize"] is None:
-                        raise ValueError("method qlora is lora over an NF4 base, but model.quantize is null")
-            if method["name"] in ("auto", "qlora"):
-                method = method | {"name": "lora"}
-            values["method"] = method
-        return values
+
+METHOD_NAMES = ["auto", *SETTINGS, "qlora"]
+SECTIONS: dict[str, type[Settings]] = {"model": Model, "data": Data, "task": Task, "train": Train, "evaluate": Evaluate}
+# Settings whose place is fixed but which nothing serves yet, with the values that change nothing: others are refused, not ignored.
+NOT_YET: dict[str, tuple[Any, ...]] = {
+    "data.info": ("auto",),
+    "data.replay": (None,),
+    "train.compile": ("auto", False),
+    "train.memory_budget": ("auto",),
+    "evaluate.forgetting": (False,),
+}
+# What other programs call our settings.
+ELSEWHERE = {
+    "model_name_or_path": "model.source", "base_model": "model.source", "adapter_name_or_path": "model.adapter",
+    "torch_dtype": "model.dtype", "load_in_4bit": "model.quantize=nf4", "quantization_bit": "model.quantize=nf4",
+    "dataset": "data.train", "datasets": "data.train", "cutoff_len": "data.max_length", "max_seq_length": "data.max_length",
+    "sequence_len": "data.max_length", "packing": "data.pack",
+    "finetuning_type": "method.name", "lora_rank": "method.rank", "lora_r": "method.rank", "r": "method.rank", "lora_alpha": "method.alpha",
+    "lora_dropout": "method.dropout", "lora_target": "method.targets", "target_modules": "method.targets", "use_rslora": "method.rslora",
+    "loraplus_lr_ratio": "method.plus_ratio", "num_train_epochs": "train.epochs", "num_epochs": "train.epochs", "max_steps": "train.steps",
+    "batch_size": "train.tokens_per_step", "per_device_train_batch_size": "train.tokens_per_step", "micro_batch_size": "train.row_tokens",
+    "gradient_accumulation_steps": "train.tokens_per_step", "lr": "train.learning_rate", "optim": "train.optimizer",
+    "lr_scheduler_type": "train.schedule", "lr_scheduler": "train.schedule", "warmup_ratio": "train.warmup", "max_grad_norm": "train.clip",
+    "save_steps": "train.checkpoint_every", "save_total_limit": "train.keep", "gradient_checkpointing": "train.recompute=blocks",
+    "eval_steps": "evaluate.every", "val_size": "data.evaluate", "output_dir": "out",
+}  # fmt: skip
 
 
 @dataclass
@@ -204,67 +208,119 @@ def load(path: Path | None = None, overrides: list[tuple[str, Any, str]] | None 
     if path is not None:
         values, lines = read_yaml(path)
         origins = {key: f"{path}:{line}" for key, line in lines.items()}
-    problems = []
+    problems: list[str] = []
     for key, value, origin in overrides or []:
         try:
             _put(values, key, value)
+            origins[key] = origin
         except KeyError as at:
-            problems.append(f"{origin}: {at.args[0]} is one value, it has no keys inside")
-        origins[key] = origin
+            problems.append(f"{origin}: {at.args[0]} is one value, it has no settings inside")
+    try:
+        run = parse(values, origins)
+    except UserError as error:
+        raise UserError(*problems, *error.problems) from None
     if problems:
         raise UserError(*problems)
-    return Loaded(parse(values, origins), origins)
+    if _method_name(values) == "qlora":
+        origins.setdefault("model.quantize", "method qlora")
+    return Loaded(run, origins)
 
 
-def parse(values: dict[str, Any], origins: dict[str, str] | None = None) -> Run:
+def parse(values: Mapping[str, Any], origins: Mapping[str, str] | None = None) -> Run:
     """A Run from plain values. Raises UserError with every misfit at once."""
+    origins = origins or {}
     try:
-        run = Run.model_validate(values)
+        run = Run.model_validate(_plain_method(values, origins))
     except ValidationError as error:
-        raise UserError(*_problems(error, values, origins or {})) from None
-    if problems := refuse_unserved(run):
+        raise UserError(*_problems(error, values, origins)) from None
+    kept = run.model_dump()
+    problems = []
+    for key, harmless in NOT_YET.items():
+        section, name = key.split(".")
+        if kept[section][name] not in harmless:
+            problems.append(f"{_head(key, origins)}: this version cannot do that yet; leave it at {_flow(harmless[-1])}")
+    if problems:
         raise UserError(*problems)
     return run
 
 
-def refuse_unserved(run: Run) -> list[str]:
-    """A problem for each setting that this version would have to ignore."""
-    values = run.model_dump()
-    problems = []
-    for key, allowed in NOT_YET.items():
-        section, name = key.split(".")
-        choices = allowed if isinstance(allowed, tuple) else (allowed,)
-        if values[section][name] not in choices:
-            problems.append(f"{key}: this version cannot do that yet; leave it at {_flow(choices[-1])}")
-    return problems
+def _method_name(values: Mapping[str, Any]) -> Any:
+    method = values.get("method")
+    return method.get("name", "auto") if isinstance(method, dict) else "auto" if method is None else method
 
 
-def dump(run: Run, origins: dict[str, str] | None = None) -> str:
+def _plain_method(values: Mapping[str, Any], origins: Mapping[str, str]) -> dict[str, Any]:
+    """`method: lora` is `{name: lora}`; `auto` is lora for now, and `qlora` lora over an NF4 base. An empty section is its defaults."""
+    name = _method_name(values)
+    result = {key: {} if value is None and key in SECTIONS else value for key, value in values.items()}
+    if not isinstance(name, str) or not isinstance(result.get("method", {}), str | dict | None):
+        return result
+    method = result.get("method")
+    result["method"] = (method if isinstance(method, dict) else {}) | {"name": "lora" if name in ("auto", "qlora") else name}
+    model = result.get("model", {})
+    if name == "qlora" and isinstance(model, dict):
+        if model.get("quantize", "nf4") is None:
+            raise UserError(f"{_head('model.quantize', origins)} is null, but method qlora is lora over an NF4 base; leave one of them out")
+        result["model"] = {"quantize": "nf4"} | model
+    return result
+
+
+def _put(values: dict[str, Any], key: str, value: Any) -> None:
+    """Lay one dotted key over nested values. Raises KeyError with the part that is no section."""
+    *sections, last = key.split(".")
+    if isinstance(values.get("method"), str) and sections[:1] == ["method"]:
+        values["method"] = {"name": values["method"]}
+    if key == "method" and isinstance(value, str) and isinstance(values.get("method"), dict):
+        values["method"]["name"] = value
+        return
+    for depth, section in enumerate(sections, 1):
+        if values.get(section) is None:
+            values[section] = {}
+        values = values[section]
+        if not isinstance(values, dict):
+            raise KeyError(".".join(sections[:depth]))
+    values[last] = value
+
+
+def dump(run: Run, origins: Mapping[str, str] | None = None) -> str:
     """`run.yaml`: every setting, with where it came from as a comment where it is not the default."""
+    origins = dict(origins or {})
+    if "method" in origins:
+        origins.setdefault("method.name", origins["method"])
+
+    def line(name: str, value: Any, key: str) -> str:
+        note = " ".join(origins.get(key, "").split())
+        return f"{name}: {_flow(value)}" + (f"  # {note}" if note else "")
+
     lines = []
     for key, value in run.model_dump().items():
         if isinstance(value, dict):
             lines.append(f"{key}:")
-            for name, inner in value.items():
-                note = (origins or {}).get(f"{key}.{name}", "")
-                lines.append(f"  {name}: {_flow(inner)}" + (f"  # {note}" if note else ""))
+            lines += ["  " + line(name, inner, f"{key}.{name}") for name, inner in value.items()]
         else:
-            note = (origins or {}).get(key, "")
-            lines.append(f"{key}: {_flow(value)}" + (f"  # {note}" if note else ""))
+            lines.append(line(key, value, key))
     return "\n".join(lines) + "\n"
+
+
+# --- the same settings as a schema, as a table, and in words ---
 
 
 def schema() -> dict[str, Any]:
     """JSON schema of a RUN.yaml, with each setting's sentence."""
     result = Run.model_json_schema()
-    for definition, cls in _sections():
-        properties = result["$defs"][definition]["properties"] if definition else result["properties"]
-        for name, sentence in sentences(cls).items():
-            properties[name]["description"] = sentence
+    for key, info in Run.model_fields.items():  # pydantic leaves out what only repeats the section's own sentence
+        result["properties"][key]["description"] = info.description
+    method = result["properties"]["method"]
+    word = {"type": "string", "enum": METHOD_NAMES, "description": "The method with its own defaults."}
+    method["anyOf"] = [word, {"oneOf": method.pop("oneOf")}]
+    method.pop("discriminator")
+    name = result["$defs"]["LoRA"]["properties"]["name"]
+    name.pop("const")
+    name["enum"] = [name for name in METHOD_NAMES if name not in SETTINGS or name == "lora"]
     return result
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Row:
     """A line of the settings table."""
 
@@ -275,28 +331,145 @@ class Row:
 
 
 def table() -> list[Row]:
-    """Every setting: key, default, kind, sentence. Methods' own settings stand as `method.KEY (name)`."""
-    rows = []
-    for section, cls in [(n, f.annotation) for n, f in Run.model_fields.items() if n not in ("out", "method")]:
-        rows += _rows(section, cls)
-    for name, cls in SETTINGS.items():
-        rows += [row for row in _rows("method", cls, f" ({name})") if not row.key.startswith("method.name")]
-    rows.append(Row("method.name", "auto", " | ".join(["auto", "qlora", *SETTINGS]), "How the model is tuned; auto is lora until the planner chooses."))
-    return rows + _rows("", Run, only="out")
+    """Every setting: key, default, what it takes, sentence. Methods' own settings stand as `method.KEY (name)`."""
+    rows = [row for section, cls in SECTIONS.items() for row in _rows(section, cls)]
+    rows += _rows("data.train.N", Source)
+    rows.append(Row("method.name", "auto", " | ".join(METHOD_NAMES), Run.model_fields["method"].description or ""))
+    rows += [row for name, cls in SETTINGS.items() for row in _rows("method", cls, f" ({name})") if not row.key.startswith("method.name")]
+    return [*rows, _row("out", Run.model_fields["out"])]
 
 
-def sentences(cls: type[Settings]) -> dict[str, str]:
-    """The sentence under each field, read from the class's own source text."""
-    import ast
-    import inspect
-    import textwrap
+def _rows(section: str, cls: type[Settings], suffix: str = "") -> list[Row]:
+    return [_row(f"{section}.{name}{suffix}", info) for name, info in cls.model_fields.items()]
 
-    body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0].body  # type: ignore[attr-defined]
-    result = {}
-    for statement, following in zip(body, body[1:], strict=False):
-        if isinstance(statement, ast.AnnAssign) and isinstance(following, ast.Expr):
-            result[statement.target.id] = following.value.value  # type: ignore[union-attr,attr-defined]
-    return result
+
+def _row(key: str, info: FieldInfo) -> Row:
+    return Row(key, "needed" if info.is_required() else _flow(info.default), takes(info), info.description or "")
+
+
+def takes(info: FieldInfo) -> str:
+    """What a setting takes, in words: `whole number ≥ 1 | auto`."""
+    return " | ".join(dict.fromkeys(_kinds(info.annotation, info.metadata)))
+
+
+_KINDS: dict[Any, str] = {int: "whole number", float: "number", str: "text", bool: "true | false", type(None): "null"}
+_LIMITS = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤"}
+
+
+def _kinds(annotation: Any, metadata: Sequence[Any] = ()) -> Iterator[str]:
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        inner = [limit for each in arguments[1:] for limit in (each.metadata if isinstance(each, FieldInfo) else [each])]
+        titles = [each.title for each in arguments[1:] if isinstance(each, FieldInfo) and each.title]
+        yield from titles or _kinds(arguments[0], inner)
+    elif origin in (Union, types.UnionType):
+        for each in arguments:
+            yield from _kinds(each)
+    elif origin is Literal:
+        yield from map(str, arguments)
+    elif origin is list:
+        yield f"[{'|'.join(_kinds(arguments[0]))}, ...]"
+    elif origin is dict:
+        yield "{name: text, ...}"
+    elif annotation in _KINDS:
+        limits = [f"{sign} {getattr(each, name)}" for each in metadata for name, sign in _LIMITS.items() if hasattr(each, name)]
+        yield " ".join([_KINDS[annotation], " and ".join(limits)]).strip()
+    else:
+        yield "{" + ", ".join(annotation.model_fields) + "}"
+
+
+# --- what is wrong, in words that a person can act on ---
+
+
+def nearest(name: str, names: Sequence[str], cutoff: float = 0.5) -> str:
+    """`; did you mean 'rank'?` or nothing."""
+    close = difflib.get_close_matches(name, names, n=1, cutoff=cutoff)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _problems(error: ValidationError, values: Mapping[str, Any], origins: Mapping[str, str]) -> list[str]:
+    """One sentence for each key: pydantic tries a union member by member, and reports each try."""
+    name = _method_name(values)
+    method = SETTINGS.get(str(name), LoRA)
+    found: dict[str, str] = {}
+    for item in error.errors(include_url=False):
+        unknown = item["type"] == "extra_forbidden"
+        key, info = _place(item["loc"], method, unknown)
+        head = _head(key, origins)
+        if unknown:
+            sentence = f"{head}: {_unknown(key, method)}"
+        elif item["type"] == "missing":
+            sentence = f"{head} is missing"
+        elif item["type"].startswith("union_tag"):
+            near = nearest(str(name), METHOD_NAMES, 0.8)
+            sentence = f"{head.removesuffix(': method')}: no method {name!r}{near}; there are {', '.join(METHOD_NAMES)}"
+        else:
+            sentence = head + _misfit(key, info, item["input"])
+        found.setdefault(key, sentence)
+    return [sentence for key, sentence in found.items() if not any(other.startswith(key + ".") for other in found)]
+
+
+def _place(loc: tuple[int | str, ...], method: type[Settings], unknown: bool) -> tuple[str, FieldInfo | None]:
+    """The key that pydantic's path means (members of unions stand in it too), and the setting there."""
+    parts: list[str] = []
+    info: FieldInfo | None = None
+    fields: Mapping[str, FieldInfo] = Run.model_fields
+    for part in loc[: len(loc) - unknown]:
+        if part in fields:
+            info = fields[str(part)]
+            section = method if part == "method" else SECTIONS.get(str(part))
+            fields = section.model_fields if section and not parts else {}
+            parts.append(str(part))
+        elif isinstance(part, int) and parts == ["data", "train"]:
+            fields = Source.model_fields
+            parts.append(str(part))
+    return ".".join([*parts, *map(str, loc[len(loc) - unknown :])]), info
+
+
+def _head(key: str, origins: Mapping[str, str]) -> str:
+    """`RUN.yaml:7: train.steps`; the key alone where `train.steps=-3` is where it came from."""
+    holders = [key, *(key.rsplit(".", cut)[0] for cut in range(1, key.count(".") + 1))]
+    near = [each for holder in holders for each in (holder, *(inner for inner in origins if inner.startswith(holder + ".")))]
+    where = next((origins[each] for each in near if each in origins), "")
+    return key if not where or where.startswith(key + "=") else f"{where}: {key}"
+
+
+def _misfit(key: str, info: FieldInfo | None, given: Any) -> str:
+    """What the setting takes, what was given, and the likeliest slip."""
+    shown = json.dumps(given, ensure_ascii=False, default=str)
+    if key in SECTIONS or key == "method" or info is None:
+        blank = "; a blank is missing behind the colon" if isinstance(given, str) and re.search(r":\S", given) else ""
+        return f" is a section with settings of its own, not {shown}{blank}"
+    wanted = takes(info)
+    hint = ""
+    if isinstance(given, str):
+        number = "number" in wanted and re.fullmatch(r"[-+]?[\d._]+([eE][-+]?\d+)?", given)
+        hint = "; leave the quotes out" if number else nearest(given, [word for word in wanted.split(" | ") if word.isidentifier()], 0.6)
+    elif isinstance(given, int | float) and "text" in wanted.split(" | ") and "number" not in wanted:
+        hint = "; put it in quotes"
+    return f" takes {wanted}, not {shown}{hint}"
+
+
+def _unknown(key: str, method: type[Settings]) -> str:
+    """What to say of a key that there is not, with what was probably meant."""
+    section, _, given = key.rpartition(".")
+    name = given.replace("-", "_").lower()
+    places = {"": list(Run.model_fields)} | {each: list(cls.model_fields) for each, cls in SECTIONS.items()}
+    places["method"] = list(method.model_fields)
+    owners = [each for each, cls in SETTINGS.items() if name in cls.model_fields]
+    if section == "method" and owners and name not in places["method"]:
+        return f"a setting of {', '.join(owners)}, not of {method.model_fields['name'].default}"
+    if name in ELSEWHERE:
+        return f"no such setting; here it is {ELSEWHERE[name]}"
+    exact = [f"{each}.{name}".lstrip(".") for each, names in places.items() if name in names]
+    if exact:
+        return f"no such setting; did you mean {' or '.join(map(repr, exact))}?"
+    beside = list(Source.model_fields) if section.startswith("data.train.") else places.get(section, [])
+    everywhere = [f"{each}.{inner}" for each, names in places.items() if each for inner in names]
+    return "no such setting" + (nearest(name, beside) or nearest(key, everywhere, 0.6))
+
+
+# --- YAML that keeps line numbers ---
 
 
 def read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
@@ -305,7 +478,7 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
-    except (UnicodeDecodeError, IsADirectoryError) as error:
+    except (UnicodeDecodeError, OSError) as error:
         raise UserError(f"{path}: cannot be read as YAML: {error}") from None
     return parse_yaml(text, str(path))
 
@@ -317,155 +490,79 @@ def parse_yaml(text: str, name: str = "value") -> tuple[dict[str, Any], dict[str
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{name}:{mark.line + 1}" if mark else name
-        raise UserError(f"{where}: not valid YAML: {getattr(error, 'problem', None) or error}") from None
+        problem = str(getattr(error, "problem", None) or error)
+        raise UserError(f"{where}: not valid YAML: {problem}" + "; indent with blanks, not with tabs" * ("\\t" in problem)) from None
     lines: dict[str, int] = {}
     if node is None:
         return {}, lines
     if not isinstance(node, yaml.MappingNode):
         raise UserError(f"{name}:{node.start_mark.line + 1}: a run file is made of `key: value` lines")
     problems: list[str] = []
-    values = _plain(node, "", name, lines, problems)
+    values = _values(node, "", name, lines, problems)
     if problems:
         raise UserError(*problems)
     return values, lines
 
 
 def parse_value(text: str) -> Any:
-    """A value as written behind `KEY=`: YAML, so that [a,b], {a: b}, 2e-4, true and null mean what they say."""
+    """A value as written behind `KEY=`: [a,b], {a: b}, 2e-4, true and null mean what they say, everything else is the text itself.
+
+    A mapping needs a value for every name, so that the prompt template {question} stays a text.
+    """
     try:
-        return yaml.load(text, Loader=_Loader)  # noqa: S506  _Loader is SafeLoader with fewer booleans
-    except yaml.YAMLError:
+        node = yaml.compose(text, Loader=_Loader)
+        value = yaml.load(text, Loader=_Loader)  # a SafeLoader with fewer booleans
+    except (yaml.YAMLError, ValueError):
         return text
+    if isinstance(node, yaml.CollectionNode):
+        whole = node.flow_style and not (isinstance(value, dict) and None in value.values())
+        return value if whole else text
+    return text if isinstance(value, str) and getattr(node, "style", None) is None else value
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader in which only true and false are booleans (`on`, `no` and `y` stay words) and 2e-4 is a number."""
+    """SafeLoader in which only true and false are booleans (`on`, `no` and `y` stay words), 2e-4 is a number, and 1:30, 010 and dates
+    are texts."""
 
 
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in pairs if tag not in ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:timestamp")]
-    for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(?:\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789"))
+class _Dumper(yaml.SafeDumper):
+    """SafeDumper that quotes every text which either kind of YAML reader would take for something else."""
 
 
-def _plain(node: yaml.Node, key: str, name: str, lines: dict[str, int], problems: list[str]) -> Any:
+_NUMBER = re.compile(r"^[-+]?(?:\d[\d_]*\.[\d_]*|\.\d+|\d[\d_]*(?=[eE]))(?:[eE][-+]?\d+)?$|^[-+]?\.(?:inf|Inf|INF)$|^\.(?:nan|NaN|NAN)$")
+_Loader.yaml_implicit_resolvers = {}
+_Loader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"^(?:~|null|Null|NULL|)$"), ["~", "n", "N", ""])
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
+_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?(?:0|[1-9][\d_]*)$"), list("-+0123456789"))
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _NUMBER, list("-+.0123456789"))
+_Dumper.add_representer(
+    str, lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"' if "\n" in text else None)
+)
+_Dumper.add_implicit_resolver("tag:yaml.org,2002:float", _NUMBER, list("-+.0123456789"))
+
+
+def _values(node: yaml.Node, key: str, name: str, lines: dict[str, int], problems: list[str]) -> Any:
+    """The value of a node; `lines` and `problems` are filled on the way."""
     if isinstance(node, yaml.MappingNode):
         result = {}
         for key_node, value_node in node.value:
             inner = str(key_node.value)
             dotted = f"{key}.{inner}" if key else inner
+            line = key_node.start_mark.line + 1
             if inner in result:
-                problems.append(f"{name}:{key_node.start_mark.line + 1}: {dotted} stands twice")
-            lines[dotted] = key_node.start_mark.line + 1
-            result[inner] = _plain(value_node, dotted, name, lines, problems)
+                problems.append(f"{name}:{line}: {dotted} stands twice, first in line {lines[dotted]}")
+            lines[dotted] = line
+            result[inner] = _values(value_node, dotted, name, lines, problems)
         return result
     if isinstance(node, yaml.SequenceNode):
-        return [_plain(item, f"{key}.{i}", name, lines, problems) for i, item in enumerate(node.value)]
-    loader = _Loader("")
+        return [_values(item, f"{key}.{i}", name, lines, problems) for i, item in enumerate(node.value)]
     try:
-        return loader.construct_object(node, deep=True)
+        return _Loader("").construct_object(node, deep=True)
     except (yaml.YAMLError, ValueError) as error:
-        problems.append(f"{name}:{node.start_mark.line + 1}: {key}: {error}")
+        problems.append(f"{name}:{node.start_mark.line + 1}: {key}: {getattr(error, 'problem', None) or error}")
         return None
 
 
-def _put(values: dict[str, Any], key: str, value: Any) -> None:
-    *sections, last = key.split(".")
-    if sections[:1] == ["method"] and isinstance(values.get("method"), str):
-        values["method"] = {"name": values["method"]}
-    if key == "method" and isinstance(value, str) and isinstance(values.get("method"), dict):
-        values["method"]["name"] = value
-        return
-    for section in sections:
-        values = values.setdefault(section, {})
-        if not isinstance(values, dict):
-            raise KeyError(section)
-    values[last] = value
-
-
 def _flow(value: Any) -> str:
-    return yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10**9).strip().removesuffix("\n...").strip()
-
-
-def _sections() -> list[tuple[str, type[Settings]]]:
-    found: list[tuple[str, type[Settings]]] = [("", Run)]
-    for cls in [Model, Source, Data, Task, Train, Evaluate, *SETTINGS.values()]:
-        found.append((cls.__name__, cls))
-    return found
-
-
-def _rows(section: str, cls: Any, suffix: str = "", only: str = "") -> list[Row]:
-    rows = []
-    for name, info in cls.model_fields.items():
-        if only and name != only:
-            continue
-        key = f"{section}.{name}" if section else name
-        rows.append(Row(key + suffix, _flow(info.default), _kind(info.annotation), sentences(cls).get(name, "")))
-    return rows
-
-
-def _kind(annotation: Any) -> str:
-    parts = []
-    for choice in get_args(annotation) if str(annotation).startswith("typing.Optional") or "|" in str(annotation) or "Union" in str(annotation) else [annotation]:
-        if str(choice).startswith("typing.Literal"):
-            parts += [str(value) for value in get_args(choice)]
-        elif choice is type(None):
-            parts.append("null")
-        else:
-            inner = get_args(choice)[0] if str(choice).startswith("typing.Annotated") else choice
-            parts.append({"int": "whole number", "float": "number", "bool": "true | false", "str": "text"}.get(getattr(inner, "__name__", ""), str(inner).replace("tunesmith.config.", "")))
-    return " | ".join(dict.fromkeys(parts))
-
-
-def _names(key: str, values: dict[str, Any]) -> list[str]:
-    """The names that could have stood in place of the last part of `key`."""
-    section = key.rpartition(".")[0]
-    if section == "method":
-        chosen = values.get("method", {})
-        name = chosen.get("name", "lora") if isinstance(chosen, dict) else chosen
-        return list(SETTINGS.get(name, LoRA).model_fields)
-    cls: Any = Run if not section else Run.model_fields[section].annotation if section in Run.model_fields else Source
-    return list(getattr(cls, "model_fields", {}))
-
-
-def _problems(error: ValidationError, values: dict[str, Any], origins: dict[str, str]) -> list[str]:
-    problems: dict[str, list[str]] = {}
-    for item in error.errors():
-        # pydantic puts union members and discriminator values into the path; only keys of ours belong there
-        parts: list[str] = []
-        for part in item["loc"]:
-            known = not parts or str(part) in _names(".".join([*parts, "x"]), values) or item["type"] == "extra_forbidden" or isinstance(part, int)
-            if parts == ["method"] and part in SETTINGS:
-                continue
-            if known and not (isinstance(part, str) and ("[" in part or part in ("str", "int", "float", "bool"))):
-                parts.append(str(part))
-        key = ".".join(parts)
-        where = next((origins[k] for k in (key, key.rpartition(".")[0], "method" if key.startswith("method") else key) if k in origins), "")
-        head = f"{where}: {key}" if where and where.split("=")[0] != key else key
-        if item["type"] == "extra_forbidden":
-            text = f"{head}: no such setting" + nearest(parts[-1], _names(key, values))
-            other = [name for name, cls in SETTINGS.items() if parts[-1] in cls.model_fields]
-            if key.startswith("method.") and other:
-                text = f"{head}: a setting of {', '.join(other)}, not of this method"
-        elif item["type"] in ("union_tag_invalid", "union_tag_not_found"):
-            name = str(item.get("ctx", {}).get("tag", ""))
-            text = f"{head}: no method {name!r}" + nearest(name, [*SETTINGS, "qlora"]) + f"; there are {', '.join([*SETTINGS, 'qlora'])}"
-        else:
-            given = item.get("input")
-            text = f"{head}: {item['msg'].removeprefix('Value error, ')}" + ("" if item["type"] == "value_error" else f", not {given!r}")
-        problems.setdefault(key, []).append(text)
-    return [texts[0] if len(texts) == 1 else texts[0].split(", not ")[0] + "".join(f", or {t.rpartition(': ')[2].split(', not ')[0].lower()}" for t in texts[1:]) + f", not {error_input(error, key)!r}" for key, texts in problems.items()]
-
-
-def error_input(error: ValidationError, key: str) -> Any:
-    """The value that the user gave for a key, for the message."""
-    last = key.rpartition(".")[2]
-    return next((item.get("input") for item in error.errors() if last in map(str, item["loc"])), None)
-
-
-def nearest(name: str, names: list[str]) -> str:
-    """`; did you mean 'rank'?` or nothing."""
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    text = yaml.dump(value, Dumper=_Dumper, default_flow_style=True, allow_unicode=True, width=10**9)
+    return text.strip().removesuffix("\n...").strip()

@@ -6,6 +6,7 @@ notebook and the tests read these records and nothing else.
 
 import dataclasses
 import json
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -104,14 +105,22 @@ NAMES = {record: name for name, record in EVENTS.items()}
 
 
 def to_json(event: Event) -> str:
-    """One line, without the line end."""
-    return json.dumps({"event": NAMES[type(event)]} | dataclasses.asdict(event), ensure_ascii=False)
+    """One line, without the line end. A number that is not finite is null: JSON has no other word for it."""
+    values = {"event": NAMES[type(event)]} | {name: _finite(value) for name, value in dataclasses.asdict(event).items()}
+    return json.dumps(values, ensure_ascii=False, allow_nan=False)
 
 
 def from_json(line: str) -> Event:
-    """Raises KeyError for an unknown event and TypeError for an unknown field."""
+    """Null becomes NaN again. Raises KeyError for an unknown event and TypeError for an unknown field."""
     values: dict[str, Any] = json.loads(line)
+    values |= {name: math.nan for name, value in values.items() if value is None}
     return EVENTS[values.pop("event")](**values)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(inner) for name, inner in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_events(path: Path) -> Iterator[Event]:

@@ -50,7 +50,7 @@ class LoRA(Settings):
     """Rank r of the update B·A."""
     alpha: PositiveFloat | Auto = "auto"
     """The update is scaled by alpha/rank (alpha/√rank with rslora); auto is 2·rank."""
-    targets: Literal["all"] | Annotated[list[Role] | list[str], Field(min_length=1)] = "all"
+    targets: Literal["all"] | Annotated[list[Role] | list[str], Field(min_length=1, title="[role or ending of a path, ...]")] = "all"
     """Linear layers that are tuned: `all`, roles such as [q,v], or endings of module paths such as [q_proj,mlp.fc1]."""
     dropout: Share = 0.0
     """Dropout on the input of A while training."""
