@@ -62,7 +62,7 @@ def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Square and oblong Conv1D matrices, kept as [in, out]; tied embeddings."""
     folder = tmp_path_factory.mktemp("gpt2") / "model"
     torch.manual_seed(0)
-    sizes = {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 128}
+    sizes: Any = {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 128}
     GPT2LMHeadModel(GPT2Config(vocab_size=384, bos_token_id=259, eos_token_id=257, **sizes)).save_pretrained(folder)
     write_byte_tokenizer(folder)
     return folder

@@ -25,7 +25,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def adapter(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A LoRA on q and v with rank 3, alpha 6 and dropout 0.1, in peft's layout."""
     folder = tmp_path_factory.mktemp("adapter")
-    tensors = {}
+    tensors: dict[str, torch.Tensor] = {}
     for layer in range(2):
         for name, out in (("q_proj", 64), ("v_proj", 32)):
             prefix = f"base_model.model.model.layers.{layer}.self_attn.{name}.lora_"

@@ -32,7 +32,7 @@ def test_curves_are_those_of_the_log_also_after_a_resume(tiny_llama: Path, tmp_p
     for event in happening:
         if isinstance(event, events.Step) and event.step == 5:
             break
-    happening.close()  # type: ignore[attr-defined]  a kill: steps 4 and 5 are lost
+    happening.close()  # type: ignore[attr-defined]  # a kill: steps 4 and 5 are lost
     with pytest.raises(Interrupted):
         list(loop.resume(out, stop=runs.stop_after(1), tell=runs.quiet))
     list(loop.resume(out, tell=runs.quiet))

@@ -41,7 +41,7 @@ def quantized(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """QLoRA over GPT-2, whose matrices stand transposed in the checkpoint and not in the NF4 layers."""
     place = tmp_path_factory.mktemp("qlora")
     torch.manual_seed(0)
-    sizes = {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 256}
+    sizes: Any = {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 256}
     GPT2LMHeadModel(GPT2Config(vocab_size=384, bos_token_id=259, eos_token_id=257, initializer_range=0.1, **sizes)).save_pretrained(
         place / "gpt2"
     )

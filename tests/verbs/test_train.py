@@ -182,7 +182,10 @@ BAD: dict[str, tuple[Callable[[Path], list[str]], str]] = {
         lambda place: ["--method", "full", "--then", "merge"],
         r"--then merge: method full already gives a whole model",
     ),
-    "paged optimizer on a CPU": (lambda place: ["train.optimizer=paged_adamw_8bit"], r"train\.optimizer: paged_adamw_8bit .* adamw_8bit or adamw"),
+    "paged optimizer on a CPU": (
+        lambda place: ["train.optimizer=paged_adamw_8bit"],
+        r"train\.optimizer: paged_adamw_8bit .* adamw_8bit or adamw",
+    ),
 }
 
 

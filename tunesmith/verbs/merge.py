@@ -13,7 +13,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="DIR", help="run folder or adapter folder")
     parser.add_argument("out", metavar="OUT", help="new folder for the merged model")
     parser.add_argument(
-        "--max-kl", type=float, metavar="X", help="exit 3 where the merged model is further than this from the adapter (KL divergence, nats)"
+        "--max-kl",
+        type=float,
+        metavar="X",
+        help="exit 3 where the merged model is further than this from the adapter (KL divergence, nats)",
     )
     parser.add_argument("--model", metavar="M", help="the base of an adapter folder that does not name it")
 
