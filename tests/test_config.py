@@ -123,38 +123,38 @@ MISTAKES: list[tuple[str, list[str]]] = [
     ("num_train_epochs: 3\n", ["RUN.yaml:1: num_train_epochs: no such setting; here it is train.epochs"]),
     ("method: {lora_rank: 8}\n", ["RUN.yaml:1: method.lora_rank: no such setting; here it is method.rank"]),
     ("xyzzy: 1\n", ["RUN.yaml:1: xyzzy: no such setting"]),
-    ("train: {steps: -3}\n", ["RUN.yaml:1: train.steps takes whole number ≥ 1 | null, not -3"]),
-    ("train: {steps: 2.5}\n", ["RUN.yaml:1: train.steps takes whole number ≥ 1 | null, not 2.5"]),
-    ("train: {seed: true}\n", ["RUN.yaml:1: train.seed takes whole number ≥ 0, not true"]),
-    ('train: {epochs: "3"}\n', ['RUN.yaml:1: train.epochs takes number > 0, not "3"; leave the quotes out']),
-    ("train: {epochs: .inf}\n", ["RUN.yaml:1: train.epochs takes number > 0, not Infinity"]),
-    ("train: {learning_rate: quick}\n", ['RUN.yaml:1: train.learning_rate takes number > 0 | auto, not "quick"']),
+    ("train: {steps: -3}\n", ["RUN.yaml:1: train.steps: takes whole number ≥ 1 | null, not -3"]),
+    ("train: {steps: 2.5}\n", ["RUN.yaml:1: train.steps: takes whole number ≥ 1 | null, not 2.5"]),
+    ("train: {seed: true}\n", ["RUN.yaml:1: train.seed: takes whole number ≥ 0, not true"]),
+    ('train: {epochs: "3"}\n', ["RUN.yaml:1: train.epochs: takes number > 0, not '3'; leave the quotes out"]),
+    ("train: {epochs: .inf}\n", ["RUN.yaml:1: train.epochs: takes number > 0, not Infinity"]),
+    ("train: {learning_rate: quick}\n", ["RUN.yaml:1: train.learning_rate: takes number > 0 | auto, not 'quick'"]),
     ("model: {dtype: float99}\n", [
-        "RUN.yaml:1: model.dtype takes auto | float32 | bfloat16 | float16, not \"float99\"; did you mean 'float32'?"
+        "RUN.yaml:1: model.dtype: takes auto | float32 | bfloat16 | float16, not 'float99'; did you mean 'float32'?"
     ]),
-    ("data: {pack: maybe}\n", ['RUN.yaml:1: data.pack takes true | false, not "maybe"']),
-    ("data: {columns: prompt}\n", ['RUN.yaml:1: data.columns takes {name: text, ...}, not "prompt"']),
-    ("data: {columns: {prompt: 3}}\n", ["RUN.yaml:1: data.columns takes {name: text, ...}, not 3"]),
-    ("data: {evaluate: 1.5}\n", ["RUN.yaml:1: data.evaluate takes number > 0 and < 1 | text | null, not 1.5"]),
-    ("data: {date: 31.1.2024}\n", ['RUN.yaml:1: data.date takes today | YYYY-MM-DD, not "31.1.2024"']),
-    ("out: 2024\n", ["RUN.yaml:1: out takes text, not 2024; put it in quotes"]),
-    ("train: 5\n", ["RUN.yaml:1: train is a section with settings of its own, not 5"]),
+    ("data: {pack: maybe}\n", ["RUN.yaml:1: data.pack: takes true | false, not 'maybe'"]),
+    ("data: {columns: prompt}\n", ["RUN.yaml:1: data.columns: takes {name: text, ...}, not 'prompt'"]),
+    ("data: {columns: {prompt: 3}}\n", ["RUN.yaml:1: data.columns: takes {name: text, ...}, not 3"]),
+    ("data: {evaluate: 1.5}\n", ["RUN.yaml:1: data.evaluate: takes number > 0 and < 1 | text | null, not 1.5"]),
+    ("data: {date: 31.1.2024}\n", ["RUN.yaml:1: data.date: takes today | YYYY-MM-DD, not '31.1.2024'"]),
+    ("out: 2024\n", ["RUN.yaml:1: out: takes text, not 2024; put it in quotes"]),
+    ("train: 5\n", ["RUN.yaml:1: train: a section with settings of its own, not 5"]),
     ("train:\n  steps:5\n", [
-        'RUN.yaml:1: train is a section with settings of its own, not "steps:5"; a blank is missing behind the colon'
+        "RUN.yaml:1: train: a section with settings of its own, not 'steps:5'; a blank is missing behind the colon"
     ]),
-    ("method: 3\n", ["RUN.yaml:1: method is a section with settings of its own, not 3"]),
+    ("method: 3\n", ["RUN.yaml:1: method: a section with settings of its own, not 3"]),
     ("method: lorra\n", ["RUN.yaml:1: no method 'lorra'; did you mean 'lora'?; there are auto, full, freeze, lora, qlora"]),
     ("method: {name: dorra}\n", ["RUN.yaml:1: no method 'dorra'; there are auto, full, freeze, lora, qlora"]),
     ("method:\n  name: full\n  rank: 8\n", ["RUN.yaml:3: method.rank: a setting of lora, not of full"]),
     ("method: {layers: 3}\n", ["RUN.yaml:1: method.layers: a setting of freeze, not of lora"]),
-    ("method: {targets: q_proj}\n", ['RUN.yaml:1: method.targets takes all | [role or ending of a path, ...], not "q_proj"']),
-    ("method: {targets: []}\n", ["RUN.yaml:1: method.targets takes all | [role or ending of a path, ...], not []"]),
+    ("method: {targets: q_proj}\n", ["RUN.yaml:1: method.targets: takes all | [role or ending of a path, ...], not 'q_proj'"]),
+    ("method: {targets: []}\n", ["RUN.yaml:1: method.targets: takes all | [role or ending of a path, ...], not []"]),
     ("data:\n  train:\n    - source: a\n      weigth: 2\n", ["RUN.yaml:4: data.train.0.weigth: no such setting; did you mean 'weight'?"]),
     ("data:\n  train:\n    - {source: a, weight: 0}\n    - {weight: 1}\n", [
-        "RUN.yaml:3: data.train.0.weight takes number > 0, not 0",
+        "RUN.yaml:3: data.train.0.weight: takes number > 0, not 0",
         "RUN.yaml:4: data.train.1.source is missing",
     ]),
-    ("data: {train: 5}\n", ["RUN.yaml:1: data.train takes text | [{source, weight}, ...], not 5; put it in quotes"]),
+    ("data: {train: 5}\n", ["RUN.yaml:1: data.train: takes text | [{source, weight}, ...], not 5; put it in quotes"]),
     ("data:\n  info: dataset_info.json\n", ["RUN.yaml:2: data.info: this version cannot do that yet; leave it at auto"]),
     ("train:\n  seed: 1\n  epochs: 2\n  seed: 3\n", ["RUN.yaml:4: train.seed stands twice, first in line 2"]),
     ("train:\n\tseed: 1\n", [
@@ -179,11 +179,11 @@ def test_all_of_them_are_said_at_once(yaml_file):
     overrides = [("train.clip", -1, "train.clip=-1"), ("train.steps.x", 1, "train.steps.x=1")]
     assert wrong(lambda: load(yaml_file(text), overrides)) == [
         "train.steps.x=1: train.steps is one value, it has no settings inside",
-        'RUN.yaml:1: model.dtype takes auto | float32 | bfloat16 | float16, not "x"',
+        "RUN.yaml:1: model.dtype: takes auto | float32 | bfloat16 | float16, not 'x'",
         "RUN.yaml:1: model.sorce: no such setting; did you mean 'source'?",
         "RUN.yaml:5: method.rnk: no such setting; did you mean 'rank'?",
-        "RUN.yaml:3: train.steps takes whole number ≥ 1 | null, not 0",
-        "train.clip takes number ≥ 0, not -1",
+        "RUN.yaml:3: train.steps: takes whole number ≥ 1 | null, not 0",
+        "train.clip: takes number ≥ 0, not -1",
         "RUN.yaml:4: train.lr: no such setting; here it is train.learning_rate",
         "RUN.yaml:6: foo: no such setting",
     ]
@@ -194,10 +194,10 @@ def test_all_of_them_are_said_at_once(yaml_file):
     [
         ("rank=8", "rank: no such setting; did you mean 'method.rank'?"),
         ("trian.steps=5", "trian.steps=5: trian: no such setting; did you mean 'train'?"),
-        ("train.steps=5x", 'train.steps takes whole number ≥ 1 | null, not "5x"'),
+        ("train.steps=5x", "train.steps: takes whole number ≥ 1 | null, not '5x'"),
         ("train.steps=", None),
-        ("train.epochs=", "train.epochs takes number > 0, not null"),
-        ("model=foo", 'model is a section with settings of its own, not "foo"'),
+        ("train.epochs=", "train.epochs: takes number > 0, not null"),
+        ("model=foo", "model: a section with settings of its own, not 'foo'"),
         ("method=dora", "method: no method 'dora'; there are auto, full, freeze, lora, qlora"),
         ("train.compile=true", "train.compile: this version cannot do that yet; leave it at false"),
     ],
@@ -213,7 +213,7 @@ def test_a_flag_is_named():
     assert wrong(lambda: load(None, [("method", "prefix", "--method")])) == [
         "--method: no method 'prefix'; there are auto, full, freeze, lora, qlora"
     ]
-    assert wrong(lambda: load(None, [("out", 5, "--out")])) == ["--out: out takes text, not 5; put it in quotes"]
+    assert wrong(lambda: load(None, [("out", 5, "--out")])) == ["--out: out: takes text, not 5; put it in quotes"]
 
 
 @pytest.mark.parametrize("key", NOT_YET)

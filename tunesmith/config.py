@@ -404,7 +404,7 @@ def _problems(error: ValidationError, values: Mapping[str, Any], origins: Mappin
             near = nearest(str(name), METHOD_NAMES, 0.8)
             sentence = f"{head.removesuffix(': method')}: no method {name!r}{near}; there are {', '.join(METHOD_NAMES)}"
         else:
-            sentence = head + _misfit(key, info, item["input"])
+            sentence = f"{head}: {_misfit(key, info, item['input'])}"
         found.setdefault(key, sentence)
     return [sentence for key, sentence in found.items() if not any(other.startswith(key + ".") for other in found)]
 
@@ -436,10 +436,10 @@ def _head(key: str, origins: Mapping[str, str]) -> str:
 
 def _misfit(key: str, info: FieldInfo | None, given: Any) -> str:
     """What the setting takes, what was given, and the likeliest slip."""
-    shown = json.dumps(given, ensure_ascii=False, default=str)
+    shown = repr(given) if isinstance(given, str) else json.dumps(given, ensure_ascii=False, default=str)
     if key in SECTIONS or key == "method" or info is None:
         blank = "; a blank is missing behind the colon" if isinstance(given, str) and re.search(r":\S", given) else ""
-        return f" is a section with settings of its own, not {shown}{blank}"
+        return f"a section with settings of its own, not {shown}{blank}"
     wanted = takes(info)
     hint = ""
     if isinstance(given, str):
@@ -447,7 +447,7 @@ def _misfit(key: str, info: FieldInfo | None, given: Any) -> str:
         hint = "; leave the quotes out" if number else nearest(given, [word for word in wanted.split(" | ") if word.isidentifier()], 0.6)
     elif isinstance(given, int | float) and "text" in wanted.split(" | ") and "number" not in wanted:
         hint = "; put it in quotes"
-    return f" takes {wanted}, not {shown}{hint}"
+    return f"takes {wanted}, not {shown}{hint}"
 
 
 def _unknown(key: str, method: type[Settings]) -> str:
