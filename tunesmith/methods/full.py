@@ -1,6 +1,6 @@
 """Full tuning: every weight is trained. The base is the result; nothing can be switched or folded.
 
-Cost: 6N FLOP a token, and for AdamW in bf16 with fp32 masters 18 bytes a parameter (2 weight, 2 gradient, 4 master, 8 moments,
+Cost: 6N FLOP a token, and for AdamW in bf16 with fp32 masters 20 bytes a parameter (2 weight, 2 gradient, 4 master, 8 moments,
 and 4 while gradients of several rows are added up).
 """
 
