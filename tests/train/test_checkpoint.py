@@ -118,8 +118,17 @@ def test_everything_is_on_the_disk_before_it_gets_its_name(tmp_path: Path, monke
     """Renamed first and flushed later, a power cut would leave an empty file under a good name."""
     order: list[str] = []
     rename, fsync = os.rename, os.fsync
-    monkeypatch.setattr(os, "fsync", lambda d: (order.append(os.path.basename(os.readlink(f"/proc/self/fd/{d}"))), fsync(d)))
-    monkeypatch.setattr(os, "rename", lambda a, b: (order.append("rename"), rename(a, b)))
+
+    def flushed(descriptor: int) -> None:
+        order.append(os.path.basename(os.readlink(f"/proc/self/fd/{descriptor}")))
+        fsync(descriptor)
+
+    def renamed(source: Path, destination: Path) -> None:
+        order.append("rename")
+        rename(source, destination)
+
+    monkeypatch.setattr(os, "fsync", flushed)
+    monkeypatch.setattr(os, "rename", renamed)
     checkpoint.write_whole(tmp_path / "adapter", lambda aside: (aside / "file").write_text("1"))
     assert order.index("file") < order.index("rename") < order.index(tmp_path.name)
 

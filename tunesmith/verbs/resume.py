@@ -33,7 +33,8 @@ def _steps(words: list[str]) -> int | None:
         value = config.parse_value(text) if sign else None
         if key != "train.steps":
             raise UserError(
-                f"{word}: a resumed run keeps its settings; only train.steps=N can change. For other settings begin a new run with model.adapter"
+                f"{word}: a resumed run keeps its settings; only train.steps=N can change",
+                "for other settings begin a new run with model.adapter",
             )
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise UserError(f"{word}: train.steps is a whole number of at least 1")
