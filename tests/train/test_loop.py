@@ -403,6 +403,17 @@ def test_stopped_at_a_loss_that_is_not_finite_it_goes_on_with_skip(poisoned: Pat
     assert runs.contents(out) == runs.contents(whole)
 
 
+def test_an_evaluation_that_is_not_finite_is_never_the_best(poisoned: Path, with_tilde: Path, data: Path, tmp_path: Path) -> None:
+    """Nothing is smaller than NaN: remembered as the best, it would stay that for ever."""
+    out = tmp_path / "run"
+    runs.finish(runs.settings(poisoned, data, out, {"data.evaluate": str(with_tilde), "evaluate.every": 3}))
+    found = happened(out, events.Evaluated)
+    assert [event.step for event in found] == [3, 6] and not any(event.best for event in found)
+    assert not (out / "best").exists()
+    assert json.loads((out / "checkpoints/step-6/state.json").read_text())["best_loss"] is None
+    assert "best evaluation loss" not in (out / "README.md").read_text()
+
+
 # --- an adapter to go on from ---
 
 

@@ -115,7 +115,7 @@ def write_whole(target: Path, fill: Callable[[Path], Any]) -> None:
         if target.exists():
             os.rename(target, gone)
         os.rename(aside, target)
-        _flush_entry(target.parent)
+        flush_file(target.parent)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(aside, ignore_errors=True)
         if gone.exists() and not target.exists():
@@ -150,13 +150,13 @@ def _refusal(target: Path, error: Exception) -> str:
 def _flush(folder: Path) -> None:
     for path in folder.rglob("*"):
         if path.is_file():
-            with open(path, "rb") as file:
-                os.fsync(file.fileno())
-    _flush_entry(folder)
+            flush_file(path)
+    flush_file(folder)
 
 
-def _flush_entry(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+def flush_file(path: Path) -> None:
+    """Wait until a file's content, or a folder's list of names, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -88,6 +88,7 @@ def write_json(path: Path, value: Any) -> None:
 def write_text(path: Path, text: str) -> None:
     aside = path.with_name(f".{path.name}.new")
     aside.write_text(text, encoding="utf-8")
+    checkpoint.flush_file(aside)
     os.replace(aside, path)
 
 

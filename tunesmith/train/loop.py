@@ -249,7 +249,7 @@ def _evaluate(forward: Forward, setting: Setting, progress: Progress) -> events.
     packed = forward.packed and setting.run.data.pack
     plan = Plan(setting.evaluation, setting.evaluation.tokens, setting.plan.row_tokens, 0, packed)
     loss, learned = forward.mean_loss(plan.rows(0))
-    best = progress.best_loss is None or loss < progress.best_loss
+    best = math.isfinite(loss) and (progress.best_loss is None or loss < progress.best_loss)
     if best:
         progress.best_loss, progress.best_step = loss, progress.step
     return events.Evaluated(step=progress.step, loss=loss, learned_tokens=learned, best=best)
@@ -257,6 +257,7 @@ def _evaluate(forward: Forward, setting: Setting, progress: Progress) -> events.
 
 def _save(out: Path, setting: Setting, base: Base, tuning: Tuning, optimizer: Optimizer, progress: Progress, clock: Clock) -> Path:
     """A checkpoint, and for an adapter (small) its folder as of now, so that a killed run can be chatted with."""
+    checkpoint.flush_file(out / folder.EVENTS)  # after a power cut no checkpoint may know of a step that the log has lost
     path = checkpoint.save(out, Checkpoint(method.state(tuning), optimizer.state(), progress, clock), setting.run.train.keep)
     if tuning.adapter and progress.step < setting.steps:
         weights.write(out / weights.KIND[True], base, tuning, setting)

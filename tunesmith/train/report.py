@@ -86,11 +86,8 @@ def card(out: Path, run: Run, finished: events.Finished) -> str:
 
 
 def _best(out: Path) -> list[str]:
-    evaluated = [event for event in events.read_events(out / folder.EVENTS) if isinstance(event, events.Evaluated)]
-    if not evaluated:
-        return []
-    best = min(evaluated, key=lambda event: event.loss)
-    return [f"| best evaluation loss | {best.loss:.4f} after step {best.step}, in best/ |"]
+    best = [event for event in events.read_events(out / folder.EVENTS) if isinstance(event, events.Evaluated) and event.best][-1:]
+    return [f"| best evaluation loss | {event.loss:.4f} after step {event.step}, in best/ |" for event in best]
 
 
 def _source(run: Run) -> str:
