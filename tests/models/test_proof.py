@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from transformers import GPT2Config, LlamaForCausalLM
+from transformers import GPT2Config, LlamaConfig, LlamaForCausalLM
 from transformers.models.llama import modeling_llama
 
 from tests.tiny_models import CONFIGS, model_class
@@ -123,11 +123,42 @@ def test_an_unknown_argument_is_an_error_never_ignored(monkeypatch):
 
 def test_a_class_that_cannot_run_or_be_small_is_left_as_it_is():
     assert proved("llama", CannotRun).failures == (
-        "the miniature of CannotRun does not run (RuntimeError: no kernel here); its own head and attention are used",
+        "no miniature of CannotRun runs (RuntimeError: no kernel here); its own head and attention are used",
     )
     found = proved("llama", CannotBeSmall)
     assert (found.own_head, found.packed) == (False, False)
-    assert found.failures[0].startswith("no miniature of CannotBeSmall could be made (ValueError: hidden_size must be 4096)")
+    assert found.failures == (
+        "no miniature of CannotBeSmall runs (ValueError: hidden_size must be 4096); its own head and attention are used",
+    )
+
+
+def test_a_class_that_insists_on_its_heads_is_proved_with_all_of_them():
+    class Insists(LlamaForCausalLM):
+        def __init__(self, config):
+            assert config.num_attention_heads == 32 and config.hidden_size == 512
+            super().__init__(config)
+
+    config = LlamaConfig(hidden_size=512, num_attention_heads=32, num_key_value_heads=8, num_hidden_layers=2)
+    found = prove(config, Insists, "sdpa")
+    assert found.own_head and found.packed
+
+
+@pytest.mark.parametrize(
+    ("config", "heads", "kept", "width"),
+    [
+        (LlamaConfig(hidden_size=1024, num_attention_heads=32, num_key_value_heads=8), 8, 2, 256),
+        (LlamaConfig(hidden_size=576, num_attention_heads=9, num_key_value_heads=3), 9, 3, 576),
+        (LlamaConfig(hidden_size=1024, num_attention_heads=16, num_key_value_heads=16), 4, 4, 256),
+        (LlamaConfig(hidden_size=512, num_attention_heads=16, num_key_value_heads=1), 16, 1, 512),
+        (LlamaConfig(hidden_size=64, num_attention_heads=4, num_key_value_heads=2), 4, 2, 64),
+    ],
+)
+def test_heads_and_channels_go_down_in_proportion(config, heads, kept, width):
+    small = miniature(config, LlamaForCausalLM).config
+    assert (small.num_attention_heads, small.num_key_value_heads, small.hidden_size) == (heads, kept, width)
+    assert small.head_dim == config.head_dim
+    whole = miniature(config, LlamaForCausalLM, narrow=False).config
+    assert (whole.num_attention_heads, whole.hidden_size) == (config.num_attention_heads, config.hidden_size)
 
 
 def test_the_miniature_keeps_every_kind_of_layer_and_leaves_the_config_alone():

@@ -1,10 +1,10 @@
 """Before a run, an evaluation or a chat: is leaving the class's own attention and head allowed for this architecture?
 
 Proved on a miniature of the class: the same config with as few layers as show every kind of layer, narrow MLPs, a small
-vocabulary and a short sliding window, filled with fixed random weights in fp32, on at most 256 tokens. What is proved is the
+vocabulary, a short sliding window and fewer heads, filled with fixed random weights in fp32, on 128 tokens. What is proved is the
 class's code under our attention and our head, which is where surprises live (a mask lost under a registered name, state that
 leaks between documents, logits that are scaled): the weights themselves play no part in it, and a model of any size is
-proved in about a second.
+proved in a second or two.
 
 Four statements:
   head       our head on the last hidden states gives the class's logits
@@ -14,6 +14,8 @@ Four statements:
 """
 
 import copy
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +31,7 @@ LENGTHS = (37, 5, 64, 22)  # tokens of the documents of the proof's row: 128 in 
 WINDOW = 16  # sliding windows and attention chunks of the miniature
 VOCABULARY = 256
 WIDTH = 64  # of the miniature's MLPs
+NARROWEST = 256  # channels that stay where heads are taken away
 _LAYER_COUNTS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")  # what families call the number of blocks
 
 
@@ -44,18 +47,14 @@ class Proof:
 def prove(config: Any, model_class: type, own_attention: str) -> Proof:
     """The proof for an architecture. Nothing is raised: what fails is not used, and said."""
     failures: list[str] = []
-    try:
-        model = miniature(config, model_class)
-    except Exception as error:  # any architecture of the library may refuse to be small, for reasons of its own
-        return _nothing(f"no miniature of {model_class.__name__} could be made ({_line(error)})")
     ids_T = torch.arange(sum(LENGTHS)).mul(7919).remainder(VOCABULARY)
     documents = ids_T.split(LENGTHS)
     with torch.no_grad(), quiet():
         try:
-            _attend(model, own_attention)
-            reference = [_own_logits(model, ids) for ids in documents]
-        except Exception as error:
-            return _nothing(f"the miniature of {model_class.__name__} does not run ({_line(error)})")
+            model, reference = _reference(config, model_class, own_attention, documents)
+        except Exception as error:  # any architecture of the library may refuse to be small, for reasons of its own
+            failure = f"no miniature of {model_class.__name__} runs ({_line(error)}); its own head and attention are used"
+            return Proof(False, False, (failure,))
 
         def own() -> list[tuple[Tensor, Tensor]]:
             return [(_our_logits(model, d, None), r) for d, r in zip(documents, reference, strict=True)]
@@ -86,12 +85,23 @@ def prove(config: Any, model_class: type, own_attention: str) -> Proof:
     return Proof(head, free, tuple(failures))
 
 
-def _nothing(reason: str) -> Proof:
-    return Proof(False, False, (f"{reason}; its own head and attention are used",))
+def _reference(config: Any, model_class: type, own_attention: str, documents: Sequence[Tensor]) -> tuple[Any, list[Tensor]]:
+    """The miniature and the class's own logits of each document: with fewer heads where the class takes that, else with all."""
+    try:
+        model = miniature(config, model_class, narrow=True)
+        _attend(model, own_attention)
+        return model, [_own_logits(model, ids) for ids in documents]
+    except Exception:
+        model = miniature(config, model_class, narrow=False)
+        _attend(model, own_attention)
+        return model, [_own_logits(model, ids) for ids in documents]
 
 
-def miniature(config: Any, model_class: type) -> Any:
-    """The class with few layers, narrow MLPs, a small vocabulary and short windows, in fp32, with fixed random weights."""
+def miniature(config: Any, model_class: type, narrow: bool = True) -> Any:
+    """The class with few layers, narrow MLPs, a small vocabulary and short windows, in fp32, with fixed random weights.
+
+    `narrow` takes heads and channels down in proportion, so that a head is as wide as it was.
+    """
     config = copy.deepcopy(config)
     text = config.get_text_config()
     for each in {id(config): config, id(text): text}.values():
@@ -116,6 +126,8 @@ def miniature(config: Any, model_class: type) -> Any:
         if getattr(text, name, None) is not None:
             setattr(text, name, 0)
     text.vocab_size = VOCABULARY
+    if narrow:
+        _narrow(text)
     with torch.random.fork_rng(devices=[]), quiet():
         torch.manual_seed(0)
         model = model_class(config)
@@ -125,12 +137,29 @@ def miniature(config: Any, model_class: type) -> Any:
     return model
 
 
+def _narrow(text: Any) -> None:
+    """Divide heads, key-value heads (two stay, so that their pairing shows) and channels by one number."""
+    heads_name = next((name for name in ("num_attention_heads", "n_head", "n_heads") if hasattr(text, name)), "")
+    width_name = next((name for name in ("hidden_size", "n_embd", "d_model") if hasattr(text, name)), "")
+    heads, width = getattr(text, heads_name, None), getattr(text, width_name, None)
+    if not isinstance(heads, int) or not isinstance(width, int):
+        return
+    kept = getattr(text, "num_key_value_heads", None) or heads
+    common = math.gcd(heads, kept, width)
+    factor = max(f for f in range(1, common + 1) if common % f == 0 and (f == 1 or (width // f >= NARROWEST and kept // f >= 2)))
+    for name, value in ((heads_name, heads), ("num_key_value_heads", kept), (width_name, width), ("word_embed_proj_dim", width)):
+        if getattr(text, name, None) == value:
+            setattr(text, name, value // factor)
+
+
 def _layers_to_keep(text: Any) -> int:
     """Enough layers to see every kind of them, at least two."""
-    kinds = getattr(text, "layer_types", None) or []
-    last_new = max((kinds.index(kind) + 1 for kind in set(kinds)), default=2)
+    last_new = [2, (getattr(text, "first_k_dense_replace", None) or 0) + 1]
+    for name in ("layer_types", "mlp_layer_types"):
+        kinds = getattr(text, name, None) or []
+        last_new += [kinds.index(kind) + 1 for kind in set(kinds)]
     count = next((getattr(text, n) for n in _LAYER_COUNTS if getattr(text, n, None)), 2)
-    return min(max(2, last_new), count)
+    return min(max(last_new), count)
 
 
 def _fill(model: Any) -> None:
