@@ -51,7 +51,7 @@ def _note(row: config.Row, key: str) -> str:
 
 
 def _shown(key: str, default: str) -> str:
-    if default != "''":
+    if default not in ("''", "needed"):
         return f"`{default}`"
     return "by its parts" if key == "out" else "needed"
 

@@ -100,7 +100,7 @@ class Train(Settings):
     tokens_per_step: PositiveInt | Auto = "auto"
     """Tokens of one optimizer step; auto aims at 100 steps or more, between 512 and 8192 tokens."""
     row_tokens: PositiveInt | Auto = "auto"
-    """Most tokens computed at once; auto is 2048 or the longest document."""
+    """Most tokens computed at once; auto is 1024 on a CPU, 8192 on a GPU, or the longest document."""
     learning_rate: PositiveFloat | Auto = "auto"
     """Peak learning rate; auto is the method's default."""
     optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = "adamw"

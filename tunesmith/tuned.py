@@ -91,7 +91,12 @@ def _open(name: str, source: str, adapter: Path | None, run: config.Run | None, 
         dtype = run.model.dtype
     chosen: torch.dtype = loading.DTYPES[dtype] if dtype != "auto" else hardware.default_dtype(place)[0]
     quantize = run is not None and run.model.quantize is not None and adapter is not None
-    base = loading.load(located.folder, dtype=chosen, quantize=quantize, double_quant=run.model.double_quant if run else True, device=place)
+    double = run.model.double_quant if run else True
+    size = loading.size_of(loading.skeleton(loading.load_config(located.folder)), chosen, quantize, double)
+    needed, free = size.weight_bytes + size.largest_tensor_bytes, hardware.free_memory(place)
+    if needed > free:
+        raise loading.too_large(located.name, needed, free, place, "close other programs, or take a smaller model")
+    base = loading.load(located.folder, dtype=chosen, quantize=quantize, double_quant=double, device=place)
     settings = run.data if run else config.Data()
     date = {} if settings.date == "today" else {"date": settings.date}
     stops = loading.stop_ids(located.folder, base.model.config)

@@ -10,7 +10,7 @@ from transformers.pytorch_utils import Conv1D
 from tunesmith.models import nf4
 from tunesmith.models.nf4 import Nf4Config, Nf4Linear, Nf4Quantizer, dequantize, quantize
 
-LEVELS = nf4._LEVELS
+LEVELS = nf4.levels()
 
 
 def filled(out=6, inner=128, bias=True, double=True, dtype=torch.float32):

@@ -89,6 +89,11 @@ def size_of(model: nn.Module, dtype: torch.dtype, quantize: bool, double_quant: 
     return Size(total, weights, largest)
 
 
+def too_large(name: str, needed: int, free: int, device: torch.device, cure: str) -> UserError:
+    """Said before loading. `needed` and `free` are bytes."""
+    return UserError(f"{name}: its weights need {needed / 1e9:.1f} GB while loading, and {free / 1e9:.1f} GB are free on {device}; {cure}")
+
+
 def load(
     folder: Path, *, dtype: torch.dtype, quantize: bool = False, double_quant: bool = True, device: torch.device | str = "cpu"
 ) -> Base:

@@ -6,10 +6,10 @@ nothing special. `transformers` quantises tensor by tensor while it streams a ch
 """
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
-from bitsandbytes import functional as bnb
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
@@ -18,8 +18,6 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 BLOCK = 64  # weights that share one scale
 NESTED_BLOCK = 256  # scales that share one scale of scales
 _CACHED_BLOCKS = 256  # blocks quantised at once on a CPU: 16,384 weights stay in its cache and in one thread
-_LEVELS = bnb.get_4bit_type("nf4", device="cpu")
-_BOUNDS: list[float] = ((_LEVELS[:-1] + _LEVELS[1:]) / 2).tolist()  # midway between neighbouring NF4 values, fp32
 
 
 @dataclass
@@ -40,11 +38,12 @@ def quantize(weight_OI: Tensor, double: bool) -> Quantized:
     if not double:
         return Quantized(codes_OI, absmax, None, None)
     offset = absmax.mean()
-    codes, state = bnb.quantize_blockwise(absmax - offset, blocksize=NESTED_BLOCK)
+    codes, state = kernels().quantize_blockwise(absmax - offset, blocksize=NESTED_BLOCK)
     return Quantized(codes_OI, codes, state.absmax, offset.reshape(1))
 
 
 def _quantize_by_kernel(weight_OI: Tensor) -> tuple[Tensor, Tensor]:
+    kernels()
     return torch.ops.bitsandbytes.quantize_4bit(weight_OI, BLOCK, "nf4", torch.uint8)
 
 
@@ -58,7 +57,7 @@ def _quantize_on_cpu(weight_OI: Tensor) -> tuple[Tensor, Tensor]:
         scale = piece.abs().amax(-1)
         piece.mul_((1.0 / scale.clamp(min=1e-38))[:, None]).clamp_(-1, 1)
         level = torch.zeros(piece.shape, dtype=torch.uint8)
-        for bound in _BOUNDS:
+        for bound in _bounds():
             level += piece > bound
         torch.bitwise_or(level[:, ::2] << 4, level[:, 1::2], out=codes_NB[begin : begin + _CACHED_BLOCKS])
         absmax_N[begin : begin + _CACHED_BLOCKS] = scale
@@ -67,6 +66,7 @@ def _quantize_on_cpu(weight_OI: Tensor) -> tuple[Tensor, Tensor]:
 
 def dequantize(q: Quantized, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
     """The matrix [out, in] that the codes stand for."""
+    kernels()
     absmax = q.absmax
     if q.nested_absmax is not None and q.offset is not None:
         code = _nested_code(absmax.device)
@@ -75,12 +75,32 @@ def dequantize(q: Quantized, shape: tuple[int, int], dtype: torch.dtype) -> Tens
     return torch.ops.bitsandbytes.dequantize_4bit(q.codes_OI.view(-1, 1), absmax, BLOCK, "nf4", list(shape), dtype)
 
 
+@cache
+def kernels() -> Any:
+    """bitsandbytes, which registers its operators with torch: imported when first needed, since it takes seconds to load."""
+    from bitsandbytes import functional
+
+    return functional
+
+
+def levels() -> Tensor:
+    """The 16 NF4 values, rising, fp32."""
+    return kernels().get_4bit_type("nf4", device="cpu")
+
+
+@cache
+def _bounds() -> list[float]:
+    """Midway between neighbouring NF4 values."""
+    values = levels()
+    return ((values[:-1] + values[1:]) / 2).tolist()
+
+
 _CODES: dict[torch.device, Tensor] = {}
 
 
 def _nested_code(device: torch.device) -> Tensor:
     if device not in _CODES:
-        _CODES[device] = bnb.create_dynamic_map().to(device)  # the map that quantize_blockwise uses by default
+        _CODES[device] = kernels().create_dynamic_map().to(device)  # the map that quantize_blockwise uses by default
     return _CODES[device]
 
 

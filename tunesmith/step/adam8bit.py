@@ -7,8 +7,9 @@ again tensor by tensor, so that only one tensor's moments stand in fp32 at a tim
 from typing import Any
 
 import torch
-from bitsandbytes import functional as bnb
 from torch import Tensor
+
+from tunesmith.models.nf4 import kernels
 
 BLOCK = 256
 SMALL = 4096  # tensors below this size keep fp32 moments, as bitsandbytes has it: their share of memory is nothing
@@ -49,7 +50,7 @@ _MAPS: dict[bool, Tensor] = {}
 
 def _map(signed: bool) -> Tensor:
     if signed not in _MAPS:
-        _MAPS[signed] = bnb.create_dynamic_map(signed=signed)
+        _MAPS[signed] = kernels().create_dynamic_map(signed=signed)
     return _MAPS[signed]
 
 
@@ -57,7 +58,7 @@ def _put(state: dict[str, Any], name: str, value: Tensor, signed: bool) -> None:
     if value.numel() < SMALL:
         parts = {name: value}
     else:
-        codes, quantized = bnb.quantize_blockwise(value.contiguous(), code=_map(signed), blocksize=BLOCK)
+        codes, quantized = kernels().quantize_blockwise(value.contiguous(), code=_map(signed), blocksize=BLOCK)
         parts = {f"{name}_codes": codes, f"{name}_scales": quantized.absmax}
     for key, part in parts.items():
         if key in state:

@@ -92,7 +92,7 @@ def decide(run: Run, origins: dict[str, str], tell: Tell = lambda sentence: None
         arguments["on_overlength"] = "split"  # a file is a document: cutting it would throw most of it away
         auto.set("data.on_overlength", "truncate", "split", "raw text is split, nothing is thrown away")
     documents, report = prepare(samples, renderer, **arguments)
-    report["files"] = [_file(each) for each in files]
+    _count_bad_rows(report, files)
     evaluation = None
     if evaluation_samples:
         evaluation, evaluated = prepare(evaluation_samples, renderer, **arguments)
@@ -214,9 +214,7 @@ def _fits(located: Located, skeleton: Any, run: Run, device: torch.device) -> lo
     else:
         nf4 = f", or {free / NF4_BYTES / 1e9:.1f}B with model.quantize=nf4" if learns_over_nf4 else ""
         cure = f"a model of at most about {free / 2.2e9:.1f}B parameters in bfloat16{nf4} fits here"
-    raise UserError(
-        f"{located.name}: its weights need {needed / 1e9:.1f} GB while loading, and {free / 1e9:.1f} GB are free on {device}; {cure}"
-    )
+    raise loading.too_large(located.name, needed, free, device, cure)
 
 
 def _samples(run: Run) -> tuple[list[Sample], list[Sample], list[FileReport]]:
@@ -246,7 +244,8 @@ def _plan(auto: _Auto, documents: Documents) -> tuple[int, Plan]:
     wished = documents.tokens * run.train.epochs / 100
     per_step = max(512, min(8192, round(wished)))
     auto.set("train.tokens_per_step", "auto", per_step, "at least 100 steps, between 512 and 8192 tokens")
-    auto.set("train.row_tokens", "auto", max(2048, longest), "2048 or the longest document")
+    usual = 1024 if run.model.device == "cpu" else 8192  # a CPU gains nothing from longer rows, and memory grows with them
+    auto.set("train.row_tokens", "auto", max(usual, longest), f"{usual} or the longest document")
     train = auto.run.train
     assert isinstance(train.tokens_per_step, int) and isinstance(train.row_tokens, int)
     plan = Plan(documents, train.tokens_per_step, max(train.row_tokens, longest), train.seed, run.data.pack)
@@ -265,6 +264,14 @@ def _out(run: Run, located: Located) -> str:
     data = Path(source.partition("#")[0].removeprefix("builtin:").rstrip("/*")).stem or "data"
     method = "qlora" if run.method.name == "lora" and run.model.quantize else run.method.name
     return f"runs/{located.name}-{method}-{data}".lower().replace(" ", "-")
+
+
+def _count_bad_rows(report: dict[str, Any], files: list[FileReport]) -> None:
+    """Rows that were left out while reading are rows that were read and dropped: the fates still add up."""
+    bad = [{"origin": row.origin, "reason": row.reason} for file in files for row in file.bad]
+    report["rows"] += len(bad)
+    report["dropped"] = bad + report["dropped"]
+    report["files"] = [_file(each) for each in files]
 
 
 def _file(report: FileReport) -> dict[str, Any]:

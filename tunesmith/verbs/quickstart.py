@@ -1,6 +1,7 @@
 """`tunesmith quickstart`: model, data, before, training, after, the next command, on this machine in minutes."""
 
 import argparse
+import json
 import sys
 import time
 from pathlib import Path
@@ -10,6 +11,7 @@ MODEL, TRAIN, TEST = "builtin:smollm2-135m-instruct", "builtin:tickets", "builti
 TRAINING_SECONDS = 160  # on a slow machine; the whole thing stays under 5 minutes
 METRICS = ["exact_match", "json_fields", "json_valid"]
 TOKENS_PER_STEP = 640  # eight tickets
+LEARNING_RATE = 2e-3  # above the default: a few dozen steps have to do
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,9 +34,15 @@ def run(arguments: argparse.Namespace) -> int:
     begun = time.monotonic()
     console = Console(highlight=False)
     out = Path(arguments.out) if arguments.out else _free(Path("runs/quickstart"))
-    values = [("model.source", MODEL), ("method", "qlora"), ("data.train", TRAIN), ("data.test", TEST), ("out", str(out))]
-    values += [("train.tokens_per_step", TOKENS_PER_STEP), ("train.learning_rate", 2e-3), ("train.row_tokens", TOKENS_PER_STEP)]
-    values += [("train.epochs", 3.0)]
+    values: dict[str, Any] = {
+        "model.source": MODEL,
+        "method": "qlora",
+        "data.train": TRAIN,
+        "data.test": TEST,
+        "out": str(out),
+        "train.tokens_per_step": TOKENS_PER_STEP,
+        "train.learning_rate": LEARNING_RATE,
+    }
     console.print("The task: support tickets to strict JSON. 400 generated tickets to learn from, 40 in other wordings to be asked.")
     console.print(f"The model: {MODEL}, 135 million parameters, tuned by QLoRA: 4-bit base, rank 8 on every linear layer.\n")
 
@@ -42,10 +50,11 @@ def run(arguments: argparse.Namespace) -> int:
     tell("asking the base model")
     tuned = open_tuned(MODEL)
     before = _ask(tuned, samples)
-    steps = arguments.steps or _steps(tuned)
+    values["train.steps"] = arguments.steps or _steps(tuned)
     del tuned
 
-    setting = decide(config.load(None, [(key, value, "quickstart") for key, value in [*values, ("train.steps", steps)]]).run, {}, tell)
+    loaded = config.load(None, [(key, value, "quickstart") for key, value in values.items()])
+    setting = decide(loaded.run, loaded.origins, tell)
     with stopping() as asked:
         finished = follow(loop.begin(setting, stop=asked, tell=tell))
     assert finished is not None
@@ -57,8 +66,12 @@ def run(arguments: argparse.Namespace) -> int:
     _store(out, before, after)
     console.print(summary(finished, out))
     console.print(f"Everything together took {spell_seconds(time.monotonic() - begun)}.\n\nNext:")
-    console.print(f"  tunesmith chat {out} --compare            talk to both\n  tunesmith merge {out} {out}/merged   one model folder for any server")
-    console.print("  tunesmith train --model builtin:smollm2-135m-instruct --data YOUR.jsonl --method qlora")
+    for command, sentence in (
+        (f"tunesmith chat {out} --compare", "talk to both"),
+        (f"tunesmith merge {out} {out}/merged", "one model folder for any server"),
+        (f"tunesmith train --model {MODEL} --data YOUR.jsonl --method qlora", "your own data"),
+    ):
+        console.print(f"  {command}   # {sentence}", soft_wrap=True)
     return 0
 
 
@@ -73,8 +86,8 @@ def _ask(tuned: Any, samples: list[Any]) -> Any:
 
 
 def _steps(tuned: Any) -> int:
-    """As many steps as fit `TRAINING_SECONDS` at the speed of this machine, between 30 and 100. Training reaches about half of
-    the measured matmul rate on short rows over NF4."""
+    """As many steps as fit `TRAINING_SECONDS` at the speed of this machine, between 30 and 100: training reaches more than half
+    of the measured matmul rate."""
     from tunesmith import hardware
 
     model = tuned.model
@@ -85,7 +98,7 @@ def _steps(tuned: Any) -> int:
 
 
 def _answers(samples: list[Any], before: Any, after: Any, width: int) -> Any:
-    """Four tickets, what was wanted, what each model said: those where the base model's answer differs come first."""
+    """Four tickets, what each model said, and what was wanted where the tuned model is wrong."""
     from rich.table import Table
     from rich.text import Text
 
@@ -97,7 +110,8 @@ def _answers(samples: list[Any], before: Any, after: Any, width: int) -> Any:
         tuned_text = Text(new.prediction, "green" if right else "red")
         if not right:
             tuned_text.append(f"\nwanted: {new.reference}", "dim")
-        table.add_row(sample.messages[-2]["content"], Text(old.prediction[:200], "green" if old.prediction == old.reference else "red"), tuned_text)
+        base_text = Text(old.prediction[:200], "green" if old.prediction == old.reference else "red")
+        table.add_row(sample.messages[-2]["content"], base_text, tuned_text)
     return table
 
 
@@ -115,7 +129,6 @@ def _scores(before: Any, after: Any) -> Any:
 def _store(out: Path, before: Any, after: Any) -> None:
     from tunesmith.evaluate.evaluate import record
     from tunesmith.train.folder import write_json, write_text
-    import json
 
     facts = {"data": {"source": TEST, "rows": len(after.rows)}, "model": after.model, "scores": after.scores, "intervals": after.intervals}
     write_json(out / "scores.json", facts | {"against": {"model": before.model, "scores": before.scores, "intervals": before.intervals}})
