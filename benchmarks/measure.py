@@ -77,7 +77,8 @@ def figures(folder: Path) -> dict[str, float]:
         "tokens_per_second": finished.tokens_per_second,
         "seconds_to_first_step": finished.seconds_to_first_step,
         "peak_memory_bytes": finished.peak_memory_bytes,
-        "share_of_matmul_rate": finished.tokens_per_second * started.flops_per_token / started.matmul_flops,
+        "matmul_flops": started.matmul_flops,
+        "training_flops": finished.tokens_per_second * started.flops_per_token,
     }
 
 

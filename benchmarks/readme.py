@@ -69,7 +69,7 @@ def peers(data: dict[str, Any]) -> str:
         rate, memory = f"{found['tokens_per_second']:.0f}", f"{found['peak_memory_bytes'] / 1e9:.2f} GB"
         lines.append(f"| {each['title']} | {rate} | {compared[0]} | {memory} | {compared[1]} |")
     told = (
-        f"{data['rows']} alpaca rows, {data['tokens']:,} tokens, LoRA rank 8 on all linear layers, {data['dtype']} here and in TRL; "
+        f"{data['rows']} alpaca rows, {data['tokens']:,} tokens, LoRA rank 8 on all linear layers, {data['dtype']}; "
         "every program in turn, medians (`benchmarks/peers.py`). A speed below 1× or a memory above 1× is a miss."
     )
     return "\n".join([*lines, "", told])
