@@ -137,6 +137,7 @@ def test_a_restored_state_goes_on_to_the_bit(kind, dtype):
         parameter.data.copy_(trained[name])
     other = optimizer_of(again, kind, {"b": 4.0})
     other.restore(state)
+    assert all(torch.equal(again[name], trained[name]) for name in trained)
     assert all(torch.equal(value, state[name]) for name, value in other.state().items()) and set(other.state()) == set(state)
     run(again, other, 4, first=5)
     assert all(torch.equal(again[name], parameters[name]) for name in parameters)

@@ -106,13 +106,10 @@ class Optimizer:
                 self.parameters[name].copy_(master)
 
     def _allocate(self, names: list[str]) -> None:
-        """Let the optimizer make the state of these tensors as its first step would, by a step that changes nothing."""
-        before = {name: self.masters[name].detach().clone() for name in names}
+        """Let the optimizer make the state of these tensors as its first step would: a step at rate 0 leaves the tensors as they are."""
         for name in names:
             self.masters[name].grad = torch.zeros_like(self.masters[name])
         self.step(0.0)
-        for name in names:
-            self.masters[name].data.copy_(before[name])
 
 
 def _make(kind: str, groups: list[dict[str, Any]], weight_decay: float) -> Any:
