@@ -1,10 +1,10 @@
-# make setup | quickstart | test
+# make setup | quickstart | test | bench
 
 PYTHON ?= python3
 PIP := .venv/bin/python -m pip --disable-pip-version-check
 BUILTIN := builtin:smollm2-135m-instruct
 
-.PHONY: setup quickstart test format clean
+.PHONY: setup quickstart test bench format clean
 
 setup: .venv/model.stamp
 
@@ -16,6 +16,15 @@ test: setup
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 	.venv/bin/python -m pytest -q
+
+DATA ?= data
+
+# DATA is a folder of the public data sets that the scripts name: make bench DATA=FOLDER
+bench: setup
+	.venv/bin/python benchmarks/speed.py --data $(DATA)/llamafactory_demo/alpaca_en_demo.json
+	.venv/bin/python benchmarks/peers.py --data $(DATA)/llamafactory_demo/alpaca_en_demo.json
+	.venv/bin/python benchmarks/before_after.py --data-root $(DATA)
+	.venv/bin/python benchmarks/readme.py
 
 format: .venv/install.stamp
 	.venv/bin/ruff check --fix .

@@ -40,7 +40,7 @@ SHELVES = {
 # The table of methods needs torch, which `methods/settings.py` in the same folder must not.
 TABLES = {"methods": "method.py"}
 TESTS_OF_THE_WHOLE = {"laws", "oracle"}
-TESTS_OF_NO_FILE = {"test_structure.py", "test_setup.py"}
+TESTS_OF_NO_FILE = {"test_structure.py", "test_setup.py", "test_docs.py", "test_readme.py", "test_recipes.py"}
 
 
 def sources() -> list[Path]:

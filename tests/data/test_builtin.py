@@ -7,7 +7,7 @@ from tunesmith.data.builtin import BUILTIN
 from tunesmith.data.tickets import ENGLISH, INSTRUCTION, PAIRS, Grammar, Phrases
 
 KEYS = ["category", "product", "order", "wants"]
-SIZES = {"tickets": 400, "tickets-test": 40}
+SIZES = {"tickets": 400, "tickets-test": 32}
 
 
 def ticket(row: dict[str, str]) -> str:

@@ -111,6 +111,7 @@ def write_whole(target: Path, fill: Callable[[Path], Any]) -> None:
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir()
         fill(aside)
+        _open_to_readers(aside)
         _flush(aside)
         if target.exists():
             os.rename(target, gone)
@@ -122,6 +123,14 @@ def write_whole(target: Path, fill: Callable[[Path], Any]) -> None:
             os.rename(gone, target)
         raise UserError(_refusal(target, error)) from None
     shutil.rmtree(gone, ignore_errors=True)
+
+
+def _open_to_readers(folder: Path) -> None:
+    """safetensors makes files that their owner alone can read; a server often runs as somebody else. The umask decides."""
+    mask = os.umask(0)
+    os.umask(mask)
+    for path in folder.rglob("*.safetensors"):
+        path.chmod(0o666 & ~mask)
 
 
 def clean(folder: Path) -> None:

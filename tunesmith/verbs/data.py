@@ -14,18 +14,14 @@ HELP = "look at data: check files, show the tokens that are learned"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The verb's own sub-verbs and flags."""
-    verbs = parser.add_subparsers(dest="data_verb", required=True, metavar="check|show")
-    check = verbs.add_parser("check", help="which rows can be used, which cannot and why")
-    check.add_argument("files", nargs="+", metavar="FILE", help="file, folder, glob or builtin:NAME; data.KEY=VALUE as in train")
-    check.add_argument("--json", action="store_true", help="print one JSON document")
-    show = verbs.add_parser("show", help="the tokens of the first rows, coloured by what is learned")
-    show.add_argument("files", nargs="+", metavar="FILE", help="file, folder, glob or builtin:NAME; data.KEY=VALUE as in train")
-    show.add_argument(
-        "--model", default="builtin:smollm2-135m-instruct", metavar="M", help="whose tokenizer and chat template (default: %(default)s)"
-    )
-    show.add_argument("-n", type=int, default=3, help="how many rows (default: %(default)s)")
-    show.add_argument("--served", action="store_true", help="what a server would feed, too")
+    """`check` or `show`, files, flags; one parser for both, so that words and flags may stand in any order."""
+    parser.add_argument("data_verb", choices=["check", "show"], help="which rows can be used and why not; the tokens that are learned")
+    parser.add_argument("files", nargs="+", metavar="FILE", help="file, folder, glob or builtin:NAME; data.KEY=VALUE as in train")
+    parser.add_argument("--json", action="store_true", help="check: print one JSON document")
+    model = "show: whose tokenizer and chat template (default: %(default)s)"
+    parser.add_argument("--model", default="builtin:smollm2-135m-instruct", metavar="M", help=model)
+    parser.add_argument("-n", type=int, default=3, help="show: how many rows (default: %(default)s)")
+    parser.add_argument("--served", action="store_true", help="show: what a server would feed, too")
 
 
 def run(arguments: argparse.Namespace) -> int:

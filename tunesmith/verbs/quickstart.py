@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 MODEL, TRAIN, TEST = "builtin:smollm2-135m-instruct", "builtin:tickets", "builtin:tickets-test"
-TRAINING_SECONDS = 160  # on a slow machine; the whole thing stays under 5 minutes
+TRAINING_SECONDS = 205  # on a slow machine; the whole thing stays under 5 minutes
 METRICS = ["exact_match", "json_fields", "json_valid"]
-TOKENS_PER_STEP = 640  # eight tickets
+TOKENS_PER_STEP = 480  # six tickets
 LEARNING_RATE = 2e-3  # above the default: a few dozen steps have to do
 
 
@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """QLoRA on support tickets: 40 wordings held out, asked before and after."""
+    """QLoRA on support tickets: other wordings held out, asked before and after."""
     from rich.console import Console
 
     from tunesmith import config
@@ -43,7 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
         "train.tokens_per_step": TOKENS_PER_STEP,
         "train.learning_rate": LEARNING_RATE,
     }
-    console.print("The task: support tickets to strict JSON. 400 generated tickets to learn from, 40 in other wordings to be asked.")
+    console.print("The task: support tickets to strict JSON. 400 generated tickets to learn from, 32 in other wordings to be asked.")
     console.print(f"The model: {MODEL}, 135 million parameters, tuned by QLoRA: 4-bit base, rank 8 on every linear layer.\n")
 
     samples, _ = load_samples(TEST)
@@ -86,15 +86,15 @@ def _ask(tuned: Any, samples: list[Any]) -> Any:
 
 
 def _steps(tuned: Any) -> int:
-    """As many steps as fit `TRAINING_SECONDS` at the speed of this machine, between 30 and 100: training reaches more than half
+    """As many steps as fit `TRAINING_SECONDS` at the speed of this machine, between 30 and 150: training reaches more than half
     of the measured matmul rate."""
     from tunesmith import hardware
 
     model = tuned.model
     width, inner = model.config.hidden_size, model.config.intermediate_size
     rate = hardware.matmul_flops(model.device, tuned.base.dtype, TOKENS_PER_STEP, inner, width)
-    tokens_per_second = 0.5 * rate / (4 * sum(parameter.numel() for parameter in model.parameters()))
-    return max(30, min(100, round(TRAINING_SECONDS * tokens_per_second / TOKENS_PER_STEP)))
+    tokens_per_second = 0.55 * rate / (4 * sum(parameter.numel() for parameter in model.parameters()))
+    return max(30, min(150, round(TRAINING_SECONDS * tokens_per_second / TOKENS_PER_STEP)))
 
 
 def _answers(samples: list[Any], before: Any, after: Any, width: int) -> Any:
