@@ -9,9 +9,10 @@ import pytest
 import yaml
 
 from tunesmith import config
-from tunesmith.config import NOT_YET, Loaded, Run, dump, load, parse, parse_value, read_yaml, schema, table, takes
+from tunesmith.config import NOT_YET, Loaded, Run, dump, load, parse, schema, table, takes
 from tunesmith.errors import UserError
 from tunesmith.methods.settings import SETTINGS, Freeze, LoRA
+from tunesmith.run_yaml import parse_value
 
 
 def wrong(call: Any) -> list[str]:
@@ -87,30 +88,6 @@ def test_several_sources(yaml_file):
     run = load(yaml_file("data:\n  train:\n    - {source: a.jsonl, weight: 2}\n    - source: b.csv#50\n")).run
     assert not isinstance(run.data.train, str)
     assert [(source.source, source.weight) for source in run.data.train] == [("a.jsonl", 2.0), ("b.csv#50", 1.0)]
-
-
-@pytest.mark.parametrize(
-    ("text", "value"),
-    [
-        ("8", 8), ("-3", -3), ("1_000", 1000), ("2e-4", 2e-4), ("1E5", 1e5), (".5", 0.5), ("1.", 1.0), ("true", True), ("False", False),
-        ("null", None), ("~", None), ("", None), ("[a,b]", ["a", "b"]), ("[]", []), ("{a: b.c}", {"a": "b.c"}), ("[1, 2.5]", [1, 2.5]),
-        ("{}", {}), ('"8"', "8"), ("'a b'", "a b"),
-        # everything else is the text itself
-        ("on", "on"), ("no", "no"), ("y", "y"), ("1:30", "1:30"), ("010", "010"), ("0x1f", "0x1f"), ("2024-01-31", "2024-01-31"),
-        ("a.jsonl#500", "a.jsonl#500"), ("Rate #5", "Rate #5"), ("{question}", "{question}"), ("Question: {q}", "Question: {q}"),
-        ("{q} and {r}", "{q} and {r}"), ("[INST] {q}", "[INST] {q}"), ("- a", "- a"), ("*x", "*x"), ("&x y", "&x y"), ("!t x", "!t x"),
-        ("=", "="), ("<<", "<<"), ("a: b: c", "a: b: c"), ("builtin:tickets", "builtin:tickets"), ("ms:Qwen/Qwen3", "ms:Qwen/Qwen3"),
-        ("C:\\data", "C:\\data"), ("{", "{"), ("e5", "e5"), ("1e", "1e"), ("%", "%"), ("a\nb", "a\nb"),
-    ],
-)  # fmt: skip
-def test_values_as_written_behind_the_equals_sign(text, value):
-    assert parse_value(text) == value and type(parse_value(text)) is type(value)
-
-
-def test_values_in_a_file(yaml_file):
-    values, lines = read_yaml(yaml_file("a: no\nb: 2e-4\nc: [x, {d: 010}]\ne: &x 5\nf: *x\ng: 2024-01-31\n"))
-    assert values == {"a": "no", "b": 2e-4, "c": ["x", {"d": "010"}], "e": 5, "f": 5, "g": "2024-01-31"}
-    assert lines == {"a": 1, "b": 2, "c": 3, "c.1.d": 3, "e": 4, "f": 5, "g": 6}
 
 
 # --- what is wrong ---

@@ -15,6 +15,7 @@ import pytest
 from tunesmith import cli, config
 from tunesmith.errors import UserError
 from tunesmith.methods.settings import SETTINGS
+from tunesmith.run_yaml import parse_value
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "benchmarks").glob("*.md")])
@@ -105,7 +106,7 @@ def refused(line: str) -> list[str]:
     try:
         _, left = parser.parse_known_args(words[1:])
         settings = [word for word in words[1:] if re.match(r"[a-z_]+\.[a-z_]+=", word)]
-        config.load(overrides=[(key, config.parse_value(value), word) for word in settings for key, _, value in [word.partition("=")]])
+        config.load(overrides=[(key, parse_value(value), word) for word in settings for key, _, value in [word.partition("=")]])
     except (UserError, SystemExit, argparse.ArgumentError) as error:
         return [f"{line}: {error}"]
     return [f"{line}: {left}"] if left else []

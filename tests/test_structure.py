@@ -23,12 +23,13 @@ ORDER = [
     {"step", "config"},
     {"methods", "tasks", "generate"},
     {"models", "data"},
-    {"hardware", "events"},
+    {"hardware", "events", "run_yaml"},
     {"errors"},
 ]
 # What `--help`, completion and the schema pass through: answering in well under a second leaves no room for these.
 HEAVY = {"torch", "transformers", "bitsandbytes", "accelerate", "matplotlib", "pyarrow", "peft", "huggingface_hub", "tokenizers"}
-LIGHT = ["config.py", "errors.py", "events.py", "cli.py", "methods/settings.py", "data/read.py", "data/sample.py", "data/check.py"]
+LIGHT = ["config.py", "run_yaml.py", "errors.py", "events.py", "cli.py", "methods/settings.py"]
+LIGHT += ["data/read.py", "data/sample.py", "data/check.py"]
 LIGHT_FOLDERS = ["data/formats", "verbs"]
 
 # shelf: folder of its pages, files in it that are not things of the shelf

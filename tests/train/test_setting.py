@@ -236,3 +236,19 @@ def test_a_run_folder_stands_for_its_adapter(adapter: Path, tmp_path: Path) -> N
     assert setting.adapter_folder(str(tmp_path / "run")) == tmp_path / "run" / "adapter"
     assert setting.adapter_folder(str(adapter)) == adapter
     assert loop.adapter_to_go_on_from is setting.adapter_to_go_on_from
+
+
+def test_a_measurement_that_is_not_there_yet_is_said_not_passed_over(tiny_llama: Path, data: Path) -> None:
+    assert not [note for note in decide(plain(tiny_llama, data), {}, runs.quiet).notes if "forgetting" in note]
+    asked = decide(plain(tiny_llama, data, evaluate={"forgetting": True}), {}, runs.quiet)
+    assert [note for note in asked.notes if note.startswith("evaluate.forgetting: this version does not measure")]
+
+
+def test_rows_left_out_while_reading_count_among_the_fates(tiny_llama: Path, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "a", "completion": "b"}\n{"prompt": "a"}\nno json\n{"prompt": "c", "completion": "d"}\n', encoding="utf-8")
+    values = {"model": {"source": str(tiny_llama)}, "data": {"train": str(rows), "on_bad_row": "skip"}}
+    report = decide(config.parse(values), {}, runs.quiet).report
+    assert report["rows"] == 4 and report["kept"] == 2
+    assert report["rows"] == report["kept"] + report["cut"] + report["split"] + len(report["dropped"])
+    assert [row["origin"].rpartition(":")[2] for row in report["dropped"]] == ["2", "3"]

@@ -104,9 +104,14 @@ def decide(run: Run, origins: dict[str, str], tell: Tell = lambda sentence: None
     auto.set("evaluate.every", "auto", max(1, math.ceil(steps / 10)), "a tenth of the run")
     auto.set("train.recompute", "auto", "none", "everything is kept")
     auto.set("out", "", _out(auto.run, located), "model, method and data")
+    notes = [*tuning.notes]
+    if run.evaluate.forgetting:
+        notes.append(
+            "evaluate.forgetting: this version does not measure yet what the model forgot; compare with `tunesmith evaluate --against`"
+        )
     return Setting(
         auto.run, auto.origins, located, config, tokenizer, renderer, documents, evaluation, report, plan, steps, device, dtype,
-        tuning, size.total_parameters, tuning.notes,
+        tuning, size.total_parameters, notes,
     )  # fmt: skip
 
 

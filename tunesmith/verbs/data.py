@@ -9,6 +9,7 @@ from typing import Any
 
 from tunesmith import config
 from tunesmith.errors import UserError
+from tunesmith.run_yaml import parse_value
 
 HELP = "look at data: check files, show the tokens that are learned"
 
@@ -74,7 +75,7 @@ def _settings(words: list[str]) -> tuple[list[str], config.Data]:
     for word in words:
         key, mark, value = word.partition("=")
         if mark and key.startswith("data."):
-            overrides.append((key, config.parse_value(value), word))
+            overrides.append((key, parse_value(value), word))
         else:
             sources.append(word)
     if not sources:

@@ -11,6 +11,7 @@ from typing import Any
 
 from tunesmith import config
 from tunesmith.errors import UserError
+from tunesmith.run_yaml import parse_value
 
 HELP = "loss, exact match, JSON fields, accuracy of a run, an adapter or a base model on data"
 SETTINGS = ("data.format", "data.columns", "data.prompt", "data.on_bad_row")
@@ -107,7 +108,7 @@ def _data_settings(arguments: argparse.Namespace, run: config.Run | None) -> con
         if not sign or key not in SETTINGS:
             problems.append(f"{text}: `evaluate` takes {', '.join(name + '=VALUE' for name in SETTINGS)}")
         else:
-            given.append((key, config.parse_value(value), text))
+            given.append((key, parse_value(value), text))
     if problems:
         raise UserError(*problems)
     return config.load(overrides=inherited + given).run.data

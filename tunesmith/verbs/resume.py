@@ -3,8 +3,8 @@
 import argparse
 import sys
 
-from tunesmith import config
 from tunesmith.errors import UserError
+from tunesmith.run_yaml import parse_value
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,7 +30,7 @@ def _steps(words: list[str]) -> int | None:
     steps = None
     for word in words:
         key, sign, text = word.partition("=")
-        value = config.parse_value(text) if sign else None
+        value = parse_value(text) if sign else None
         if key != "train.steps":
             raise UserError(
                 f"{word}: a resumed run keeps its settings; only train.steps=N can change",

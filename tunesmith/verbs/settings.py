@@ -7,6 +7,7 @@ from typing import Any
 
 from tunesmith import config
 from tunesmith.errors import UserError
+from tunesmith.run_yaml import parse_value
 
 # flag -> (key, metavar, help)
 FLAGS = {
@@ -48,5 +49,5 @@ def read(arguments: argparse.Namespace) -> config.Loaded:
     for word in arguments.words:
         key, sign, text = word.partition("=")
         if sign:
-            overrides.append((key, config.parse_value(text), word))
+            overrides.append((key, parse_value(text), word))
     return config.load(Path(files[0]) if files else None, overrides)
