@@ -54,10 +54,8 @@ def speed(data: dict[str, Any]) -> str:
             f"| {name} | {found['tokens_per_second']:.0f} | {found['share_of_matmul_rate']:.0%} | "
             f"{found['peak_memory_bytes'] / 1e9:.2f} GB | {found['seconds_to_first_step']:.1f} s |"
         )
-    told = (
-        f"SmolLM2-135M-Instruct, rank 8 on all linear layers, {data['rows']} alpaca rows, medians of {data['repeats']} runs "
-        "(`benchmarks/speed.py`)."
-    )
+    runs = f"medians of {data['repeats']} runs" if data["repeats"] > 1 else "one run each"
+    told = f"SmolLM2-135M-Instruct, rank 8 on all linear layers, {data['rows']} alpaca rows, {runs} (`benchmarks/speed.py`)."
     return "\n".join([*lines, "", told])
 
 
@@ -68,9 +66,11 @@ def peers(data: dict[str, Any]) -> str:
         compared = ["", ""] if name == "tunesmith" else [f"{ratio['tokens_per_second']:.2f}×", f"{ratio['peak_memory_bytes']:.2f}×"]
         rate, memory = f"{found['tokens_per_second']:.0f}", f"{found['peak_memory_bytes'] / 1e9:.2f} GB"
         lines.append(f"| {each['title']} | {rate} | {compared[0]} | {memory} | {compared[1]} |")
+    count = max(len(each.get("rounds", [])) for each in data["results"].values())
+    rounds = f"medians of {count} rounds" if count > 1 else "one round"
     told = (
         f"{data['rows']} alpaca rows, {data['tokens']:,} tokens, LoRA rank 8 on all linear layers, {data['dtype']}; "
-        "every program in turn, medians (`benchmarks/peers.py`). A speed below 1× or a memory above 1× is a miss."
+        f"every program in turn, {rounds} (`benchmarks/peers.py`). A speed below 1× or a memory above 1× is a miss."
     )
     return "\n".join([*lines, "", told])
 
