@@ -10,6 +10,9 @@ rope base of 10,000 and says nothing.
 import json
 import math
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,11 +44,28 @@ def convert(path: Path, folder: Path) -> None:
     rope = _rope_scaling(path, header)
     tokenizer = _tokenizer(path, header)
     folder.mkdir(parents=True)
-    _write_weights(path, header, folder)
+    with _without_bars():
+        _write_weights(path, header, folder)
     tokenizer.save_pretrained(folder)
     _mend_config(folder / "config.json", rope)
     _mend_tokenizer_config(folder)
     _write_generation_config(folder, header.metadata)
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """Who asks for a conversion is told in a sentence that it takes a while; transformers' bars print hundreds of lines in a log."""
+    from transformers import modeling_gguf_pytorch_utils as reading
+
+    from tunesmith.models.load import quiet
+
+    own: Any = reading.tqdm
+    reading.tqdm = partial(own, disable=True)
+    try:
+        with quiet():
+            yield
+    finally:
+        reading.tqdm = own
 
 
 def config_for_both_versions(config: dict[str, Any]) -> dict[str, Any]:
