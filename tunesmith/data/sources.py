@@ -252,7 +252,12 @@ def listed(bad: list[BadRow]) -> list[str]:
 
 def place(row: BadRow) -> str:
     """`file:line: reason`, or `file: reason` where the file as a whole is meant."""
-    return f"{row.origin}:{row.line}: {row.reason}" if row.line else f"{row.origin}: {row.reason}"
+    return f"{where(row)}: {row.reason}"
+
+
+def where(row: BadRow) -> str:
+    """`file:line`, or the file where it is meant as a whole."""
+    return f"{row.origin}:{row.line}" if row.line else row.origin
 
 
 def _count(number: int, noun: str) -> str:

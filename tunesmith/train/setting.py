@@ -17,7 +17,7 @@ from tunesmith.data.batches import Plan
 from tunesmith.data.documents import Documents, prepare
 from tunesmith.data.render import Renderer
 from tunesmith.data.sample import FileReport, Sample
-from tunesmith.data.sources import load_samples, pick, place
+from tunesmith.data.sources import load_samples, pick, where
 from tunesmith.errors import UserError
 from tunesmith.methods import layout
 from tunesmith.methods.method import METHODS, build
@@ -273,7 +273,7 @@ def _out(run: Run, located: Located) -> str:
 
 def _count_bad_rows(report: dict[str, Any], files: list[FileReport]) -> None:
     """Rows that were left out while reading are rows that were read and dropped: the fates still add up."""
-    bad = [{"origin": place(row), "reason": row.reason} for file in files for row in file.bad]
+    bad = [{"origin": where(row), "reason": row.reason} for file in files for row in file.bad]
     report["rows"] += len(bad)
     report["dropped"] = bad + report["dropped"]
     report["files"] = [_file(each) for each in files]
