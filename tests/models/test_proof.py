@@ -86,7 +86,10 @@ def test_a_class_whose_documents_see_each_other_is_not_packed(monkeypatch):
     monkeypatch.setattr("tunesmith.models.proof.head_of", lambda model: (_ for _ in ()).throw(AttributeError("no head")))
     found = proved("llama", LosesItsMask)
     assert not found.own_head and not found.packed
-    assert found.failures[0] == "not so for this architecture: our head gives the class's logits (AttributeError: no head)"
+    assert (
+        found.failures[0]
+        == "not so for this architecture: our head gives the class's logits (AttributeError: no head); its own head is used"
+    )
     assert found.failures[1].startswith("not so for this architecture: a packed row gives what its documents give alone (relative")
 
 

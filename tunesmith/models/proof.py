@@ -76,11 +76,12 @@ def prove(config: Any, model_class: type, own_attention: str) -> Proof:
             assert not torch.equal(before[~still], after[~still]), "a changed token changes nothing at all"
             return [(after[still], before[still])]
 
-        head = _holds("our head gives the class's logits", failures, own)
+        head = _holds("our head gives the class's logits", "its own head is used", failures, own)
+        alone = "each document has a row of its own, under the class's own attention"
         free = (
-            _holds("our attention gives what the class's own attention gives", failures, ours)
-            and _holds("a packed row gives what its documents give alone", failures, packed)
-            and _holds("a changed token moves nothing before it and nothing in other documents", failures, causal)
+            _holds("our attention gives what the class's own attention gives", alone, failures, ours)
+            and _holds("a packed row gives what its documents give alone", alone, failures, packed)
+            and _holds("a changed token moves nothing before it and nothing in other documents", alone, failures, causal)
         )
     return Proof(head, free, tuple(failures))
 
@@ -214,14 +215,14 @@ def row_arguments(lengths: tuple[int, ...], device: torch.device) -> dict[str, A
     }
 
 
-def _holds(statement: str, failures: list[str], pairs: Any) -> bool:
+def _holds(statement: str, otherwise: str, failures: list[str], pairs: Any) -> bool:
     try:
         worst = max(((ours - theirs).abs().max() / theirs.abs().max()).item() for ours, theirs in pairs())
     except Exception as error:  # whatever a class raises here means that it does not work this way
-        failures.append(f"not so for this architecture: {statement} ({_line(error)})")
+        failures.append(f"not so for this architecture: {statement} ({_line(error)}); {otherwise}")
         return False
     if not worst <= TOLERANCE:
-        failures.append(f"not so for this architecture: {statement} (relative difference {worst:.1e})")
+        failures.append(f"not so for this architecture: {statement} (relative difference {worst:.1e}); {otherwise}")
         return False
     return True
 
