@@ -39,6 +39,7 @@ class _LearnedLoss(torch.autograd.Function):
         dbias_V = torch.zeros_like(bias_V, dtype=torch.float32) if bias_V is not None and ctx.needs_input_grad[1] else None
         total = torch.zeros((), dtype=torch.float32, device=h_NC.device)
         rows = chunk_rows(head.weight_VC.shape[0], h_NC.device.type)
+        factor = head.scale * scale  # laid on what the products give: a pass over the logits themselves costs more than all of that
         for begin in range(0, h_NC.shape[0], rows):
             h_RC, targets_R1 = h_NC[begin : begin + rows], targets_N[begin : begin + rows, None]
             logits_RV = head.logits(h_RC)
@@ -50,15 +51,15 @@ class _LearnedLoss(torch.autograd.Function):
             d_RV.scatter_add_(1, targets_R1, torch.full(targets_R1.shape, -1.0, device=h_NC.device))
             if head.softcap is not None:
                 d_RV.mul_(1 - (logits_RV.float() / head.softcap).square_())
-            if head.scale * scale != 1.0:
-                d_RV.mul_(head.scale * scale)
             if dbias_V is not None:
-                dbias_V += d_RV.sum(0)
+                dbias_V.add_(d_RV.sum(0), alpha=factor)
             d_RV = d_RV.to(h_NC.dtype)
             if dh_NC is not None:
                 torch.mm(d_RV, head.weight_VC, out=dh_NC[begin : begin + rows])
             if head_gradient_VC is not None:
-                head_gradient_VC += d_RV.T @ h_RC
+                head_gradient_VC.add_(d_RV.T @ h_RC, alpha=factor)
+        if dh_NC is not None:
+            dh_NC.mul_(factor)
         ctx.gradients = (dh_NC, None if dbias_V is None or bias_V is None else dbias_V.to(bias_V.dtype))
         return total * scale
 
