@@ -1,3 +1,4 @@
+import datetime
 import json
 import shutil
 from pathlib import Path
@@ -150,3 +151,8 @@ def test_a_run_made_on_a_gpu_is_read_where_there_is_none(monkeypatch: pytest.Mon
     assert (tuned._device("cuda:1"), tuned._device("cpu")) == ("auto", "cpu")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert tuned._device("cuda:1") == "cuda:1"
+
+
+def test_a_base_models_template_prints_todays_date(tiny_llama: Path) -> None:
+    before = datetime.date.today().isoformat()
+    assert before <= open_tuned(str(tiny_llama)).renderer.date <= datetime.date.today().isoformat()

@@ -1,6 +1,7 @@
 """A base model with what was trained in its place: a run folder, an adapter folder, or any model by itself. What `evaluate`,
 `chat` and `merge` work on."""
 
+import datetime
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -98,9 +99,9 @@ def _open(name: str, source: str, adapter: Path | None, run: config.Run | None, 
         raise loading.too_large(located.name, needed, free, place, "close other programs, or take a smaller model")
     base = loading.load(located.folder, dtype=chosen, quantize=quantize, double_quant=double, device=place)
     settings = run.data if run else config.Data()
-    date = {} if settings.date == "today" else {"date": settings.date}
+    date = datetime.date.today().isoformat() if settings.date == "today" else settings.date  # a run's own date is fixed
     stops = loading.stop_ids(located.folder, base.model.config)
-    renderer = Renderer(base.tokenizer, thinking=settings.thinking, stop_ids=stops, **date)
+    renderer = Renderer(base.tokenizer, thinking=settings.thinking, stop_ids=stops, date=date)
     tuning = layout.fit(file, base.model, place) if file else Tuning({}, {})
     tuning.train(False)
     for parameter in tuning.parameters.values():
