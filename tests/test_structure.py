@@ -214,7 +214,7 @@ def test_tests_mirror_the_source() -> None:
 
 
 def text_files() -> list[Path]:
-    skip = {".git", ".venv", "__pycache__", "runs", "build", "dist", ".mypy_cache", ".ruff_cache", ".pytest_cache", ".hypothesis"}
+    skip = {".git", ".venv", "__pycache__", "runs", "build", "dist", ".mypy_cache", ".ruff_cache", ".pytest_cache"}
     found = []
     for folder, folders, names in os.walk(ROOT):
         folders[:] = [name for name in folders if name not in skip and not name.endswith(".egg-info")]
