@@ -73,3 +73,10 @@ def test_reading_data_needs_no_heavy_import():
     code = f"import sys, tunesmith.verbs.data, tunesmith.data.check, tunesmith.data.sources; print({heavy})"
     root = Path(data.__file__).parents[2]
     assert subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_flags_of_the_other_sub_verb_are_refused_never_ignored():
+    with pytest.raises(UserError, match="data show does not take --json"):
+        run("show", "good.jsonl", "--json")
+    with pytest.raises(UserError, match="data check does not take --model, -n, --served"):
+        run("check", "good.jsonl", "--served", "-n", "2", "--model", "M")

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -204,13 +203,3 @@ def _pattern(pattern: dict[str, float], path: str, default: float) -> float:
 
 def _tidy(value: float) -> float | int:
     return int(value) if math.isfinite(value) and value == int(value) else value
-
-
-def fsync(folder: Path) -> None:
-    """Make sure that every file of a folder has reached the disk."""
-    for path in [*folder.rglob("*"), folder]:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

@@ -2,9 +2,7 @@
 
 import argparse
 import datetime
-import json
 import sys
-from pathlib import Path
 from typing import Any
 
 from tunesmith import config
@@ -14,19 +12,25 @@ from tunesmith.run_yaml import parse_value
 HELP = "look at data: check files, show the tokens that are learned"
 
 
+MODEL, ROWS = "builtin:smollm2-135m-instruct", 3  # of `data show`
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """`check` or `show`, files, flags; one parser for both, so that words and flags may stand in any order."""
     parser.add_argument("data_verb", choices=["check", "show"], help="which rows can be used and why not; the tokens that are learned")
     parser.add_argument("files", nargs="+", metavar="FILE", help="file, folder, glob or builtin:NAME; data.KEY=VALUE as in train")
     parser.add_argument("--json", action="store_true", help="check: print one JSON document")
-    model = "show: whose tokenizer and chat template (default: %(default)s)"
-    parser.add_argument("--model", default="builtin:smollm2-135m-instruct", metavar="M", help=model)
-    parser.add_argument("-n", type=int, default=3, help="show: how many rows (default: %(default)s)")
+    parser.add_argument("--model", metavar="M", help=f"show: whose tokenizer and chat template (default: {MODEL})")
+    parser.add_argument("-n", type=int, help=f"show: how many rows (default: {ROWS})")
     parser.add_argument("--served", action="store_true", help="show: what a server would feed, too")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """0: every row is usable. 2: some are not. Raises UserError."""
+    others = {"check": ("model", "n", "served"), "show": ("json",)}[arguments.data_verb]
+    if misplaced := [name for name in others if getattr(arguments, name) not in (None, False)]:
+        flags = ", ".join(f"-{name}" if len(name) == 1 else f"--{name}" for name in misplaced)
+        raise UserError(f"data {arguments.data_verb} does not take {flags}")
     sources, data = _settings(arguments.files)
     return _check(sources, data, arguments.json) if arguments.data_verb == "check" else _show(sources, data, arguments)
 
@@ -53,20 +57,14 @@ def _show(sources: list[str], data: config.Data, arguments: argparse.Namespace) 
 
     from tunesmith.data.render import Renderer
     from tunesmith.data.show import show
-    from tunesmith.models.load import load_tokenizer
+    from tunesmith.models.load import load_config, load_tokenizer, stop_ids
     from tunesmith.models.source import locate
 
-    folder = locate(arguments.model).folder
+    folder = locate(arguments.model or MODEL).folder
     date = datetime.date.today().isoformat() if data.date == "today" else data.date
-    renderer = Renderer(load_tokenizer(folder), thinking=data.thinking, date=date, stop_ids=_stop_ids(folder))
-    return show(samples, renderer, arguments.n, max_length=data.max_length, on_overlength=data.on_overlength, served=arguments.served)
-
-
-def _stop_ids(folder: Path) -> list[int]:
-    """The end-of-sequence ids of the generation config, which may name several."""
-    path = folder / "generation_config.json"
-    stops = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path.exists() else None
-    return stops if isinstance(stops, list) else [] if stops is None else [stops]
+    renderer = Renderer(load_tokenizer(folder), thinking=data.thinking, date=date, stop_ids=stop_ids(folder, load_config(folder)))
+    rows = ROWS if arguments.n is None else arguments.n
+    return show(samples, renderer, rows, max_length=data.max_length, on_overlength=data.on_overlength, served=arguments.served)
 
 
 def _settings(words: list[str]) -> tuple[list[str], config.Data]:
