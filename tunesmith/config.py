@@ -61,6 +61,10 @@ class Data(Settings):
     """Rows kept for `tunesmith evaluate`, never trained on."""
     format: str = "auto"
     """Name of the rows' shape; auto recognises it and says which."""
+    encoding: str = "auto"
+    """Encoding of text files, such as gb18030; auto recognises it or refuses the file by name."""
+    documents: Literal["file", "heading", "line"] = "file"
+    """What one document of a .txt or .md file is: the whole file, each part under a heading, or each line."""
     columns: dict[str, str] = Field(default={})
     """Our column: theirs, for other shapes; dots reach inside: {prompt: userInput.text, completion: labels}."""
     prompt: str | None = None

@@ -49,7 +49,9 @@ class Row:
     values: dict[str, Any]  # strings only, where the file is a CSV
 
 
-def read_rows(path: Path, name: str, report: FileReport | None = None) -> Iterator[Row | BadRow]:
+def read_rows(
+    path: Path, name: str, report: FileReport | None = None, *, encoding: str = "auto", documents: str = "file"
+) -> Iterator[Row | BadRow]:
     """The rows of a file in order; blank lines are no rows.
 
     `name` is the file as the user wrote it. The file's encoding and warnings go into `report`. Raises Unreadable.

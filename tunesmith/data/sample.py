@@ -22,6 +22,9 @@ class Sample:
     messages: tuple[Message, ...] = ()
     tools: tuple[dict[str, Any], ...] = ()  # OpenAI function schemas, as the chat template takes them
     text: str | None = None
+    rejected: tuple[Message, ...] = ()  # preference pairs: what should not be answered in place of the last messages
+    desirable: bool | None = None  # answers judged one by one (KTO): whether this one is good
+    notes: tuple[str, ...] = ()  # what a reader of the report should know of this row; equal notes are counted together
 
 
 @dataclass(frozen=True, slots=True)

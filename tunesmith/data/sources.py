@@ -2,7 +2,8 @@
 
 import contextlib
 import hashlib
-from collections.abc import Iterable
+import itertools
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,17 +17,22 @@ from tunesmith.data.resolve import File, Resolved, resolve
 from tunesmith.data.sample import BadRow, FileReport, RowError, Sample
 from tunesmith.errors import UserError
 
-SHOWN = 20  # bad rows in a message
+LISTED = 20  # bad rows in a message
+SHOWN = 5  # lines named in a sentence
 RECOGNISED_FROM = 200  # first rows of a file that decide its format
+DECIDED_FROM = 1000  # first rows of a file that decide which columns may be absent
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """How rows are understood."""
+    """How files and their rows are understood. It goes to other processes: everything in it can be pickled."""
 
     format: str = "auto"
     columns: Columns = field(default_factory=lambda: Columns({}))
     guess: bool = False  # try the likeliest `data.columns` on rows of no known shape; for reports only
+    encoding: str = "auto"  # of the file's text; a name that Python knows, or auto
+    documents: str = "file"  # what one document of a .txt or .md file is: file, heading, line
+    adapt: Callable[[dict[str, Any]], dict[str, Any]] | None = None  # a row as `data.info` says -> a row of a shape on our shelf
 
 
 def load_samples(
@@ -74,70 +80,162 @@ def load_samples(
     return samples, reports
 
 
-def understand(format: str = "auto", columns: dict[str, str] | None = None, prompt: str | None = None, guess: bool = False) -> Reading:
+def understand(
+    format: str = "auto",
+    columns: dict[str, str] | None = None,
+    prompt: str | None = None,
+    guess: bool = False,
+    encoding: str = "auto",
+    documents: str = "file",
+) -> Reading:
     """Raises UserError for an unknown format, a column that is none of ours, and a template that cannot be read."""
     shape.known(format)
-    return Reading(format, renaming.parse(columns, prompt), guess)
+    return Reading(format, renaming.parse(columns, prompt), guess, encoding, documents)
 
 
 def load_file(file: File, reading: Reading, report: FileReport) -> list[Sample]:
-    """The usable rows of one file; the others go into `report.bad`, in the order of the file.
+    """As `read_samples`, all at once."""
+    return list(read_samples(file, reading, report))
 
-    A row of another known shape than the file's is read as what it is; the report says how many. Raises Unreadable,
-    after filling the report as far as the file goes.
+
+def read_samples(file: File, reading: Reading, report: FileReport) -> Iterator[Sample]:
+    """The usable rows of one file, one after another; the others go into `report.bad`, in the order of the file.
+
+    A row of another known shape than the file's is read as what it is; the report says how many. `report` is whole
+    once the last sample is taken. Raises Unreadable, after filling the report as far as the file goes.
     """
     report.warnings += file.notes
-    rows: list[Row] = []
-    broken: Unreadable | None = None
+    tally, broken = Tally(), list[Unreadable]()
+    rows = _counted(_rows(file, reading, report), report, broken)
+    head = list(itertools.islice(rows, DECIDED_FROM))
     try:
-        for row in _rows(file, report):
+        decided = decide([row for row in head if isinstance(row, Row)], reading, report)
+    except Unreadable:
+        report.bad += [row for row in itertools.chain(head, rows) if isinstance(row, BadRow)]
+        raise
+    for row in itertools.chain(head, rows):
+        found = to_sample(row, reading, decided, tally)
+        if isinstance(found, BadRow):
+            report.bad.append(found)
+        else:
+            report.good += 1
+            yield found
+    report.warnings += tally.warnings(report.format)
+    if broken:
+        raise broken[0]
+    if not report.rows:
+        raise Unreadable(file.name, 0, "no rows")
+
+
+def _counted(rows: Iterable[Row | BadRow], report: FileReport, broken: list[Unreadable]) -> Iterator[Row | BadRow]:
+    """Count rows; a place that cannot be read past goes into `broken`, so that the rows before it are not lost."""
+    try:
+        for row in rows:
             report.rows += 1
-            if isinstance(row, BadRow):
-                report.bad.append(row)
-            else:
-                rows.append(row)
+            yield row
     except Unreadable as error:
         report.encoding = report.encoding or error.encoding
-        broken = error
-    if not report.rows and broken is None:
-        broken = Unreadable(file.name, 0, "no rows")
-    samples = _understand_rows(rows, reading, report) if rows else []
-    report.good = len(samples)
-    report.bad.sort(key=lambda row: row.line)
-    if broken is not None:
-        raise broken
-    return samples
+        broken.append(error)
 
 
-def _understand_rows(rows: list[Row], reading: Reading, report: FileReport) -> list[Sample]:
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """How the rows of one file are understood, decided by its first rows."""
+
+    format: str
+    columns: Columns
+    absent: dict[str, str]  # our columns that a row may lack, and what is read there
+
+
+def decide(first: list[Row], reading: Reading, report: FileReport) -> Decided:
     """Raises Unreadable where the rows have no shape that we know."""
-    report.format, wanted = _format(rows, reading, report)
-    absent = renaming.absent_as_empty([row.values for row in rows], wanted)
-    filled = dict.fromkeys(absent, 0)
-    samples: list[Sample] = []
-    others: dict[str, list[int]] = {}
-    for row in rows:
-        try:
-            values = renaming.rename(row.values, wanted, absent)
-            for ours in absent:
-                filled[ours] += values[ours] == absent[ours]
-            name = _own_format(values, reading, wanted, report.format)
-            samples.append(FORMATS[name].to_sample(_only(values, name, wanted), f"{row.origin}:{row.line}"))
-            if name != report.format:
-                others.setdefault(name, []).append(row.line)
-        except RowError as error:
-            report.bad.append(BadRow(row.origin, row.line, _reason(row, error, reading, report.format)))
-    for other, lines in others.items():
-        report.warnings.append(
-            f"{_count(len(lines), 'row')} of another shape, {other}, in a file of shape {report.format}: {_lines(lines)}"
-        )
-    for ours, empty in absent.items():
-        theirs = wanted.columns[ours]
-        report.warnings.append(
-            f"column {theirs!r}, a list or object wherever it stands, is absent or empty in {_count(filled[ours], 'row')}: "
-            f"read there as {empty}"
-        )
-    return samples
+    if reading.adapt is not None:
+        first = [adapted for row in first if isinstance(adapted := _adapted(row, reading), Row)]
+    if not first:
+        return Decided("prompt", reading.columns, {})  # every row is bad, each for its own reason
+    report.format, wanted = _format(first[:RECOGNISED_FROM], reading, report)
+    return Decided(report.format, wanted, renaming.absent_as_empty([row.values for row in first], wanted))
+
+
+def to_sample(row: Row | BadRow, reading: Reading, decided: Decided, tally: "Tally") -> Sample | BadRow:
+    """What a row means, or why it cannot be used."""
+    if isinstance(row, Row) and reading.adapt is not None:
+        row = _adapted(row, reading)
+    if isinstance(row, BadRow):
+        return row
+    wanted, usual = decided.columns, decided.format
+    try:
+        values = renaming.rename(row.values, wanted, decided.absent)
+        for ours in decided.absent:
+            tally.filled[ours] = tally.filled.get(ours, 0) + (values[ours] == decided.absent[ours])
+        name = _own_format(values, reading, wanted, usual)
+        sample = FORMATS[name].to_sample(_only(values, name, wanted), f"{row.origin}:{row.line}")
+    except RowError as error:
+        return BadRow(row.origin, row.line, _reason(row, error, reading, usual))
+    if name != usual:
+        tally.others.setdefault(name, Lines()).add(row.line)
+    for note in sample.notes:
+        tally.notes.setdefault(note, Lines()).add(row.line)
+    tally.absent = {ours: (wanted.columns[ours], empty) for ours, empty in decided.absent.items()}
+    return sample
+
+
+def _adapted(row: Row, reading: Reading) -> Row | BadRow:
+    assert reading.adapt is not None
+    try:
+        return Row(row.origin, row.line, reading.adapt(row.values))
+    except RowError as error:
+        return BadRow(row.origin, row.line, str(error))
+
+
+@dataclass(slots=True)
+class Lines:
+    """How many lines, and the first of them."""
+
+    count: int = 0
+    first: list[int] = field(default_factory=list)
+
+    def add(self, line: int) -> None:
+        self.count += 1
+        if len(self.first) < SHOWN:
+            self.first.append(line)
+
+    def __str__(self) -> str:
+        """`line 3` or `lines 3, 7, 9, 10, 11 and 4 more`."""
+        return _lines(self.first, self.count)
+
+
+@dataclass(slots=True)
+class Tally:
+    """What is worth saying of a file's usable rows, counted while they are read. Tallies of a file's parts can be added."""
+
+    others: dict[str, Lines] = field(default_factory=dict)
+    notes: dict[str, Lines] = field(default_factory=dict)
+    filled: dict[str, int] = field(default_factory=dict)
+    absent: dict[str, tuple[str, str]] = field(default_factory=dict)  # our column: theirs, and what is read where it is absent
+
+    def add(self, other: "Tally") -> None:
+        for mine, theirs in ((self.others, other.others), (self.notes, other.notes)):
+            for key, lines in theirs.items():
+                held = mine.setdefault(key, Lines())
+                held.count += lines.count
+                held.first = sorted([*held.first, *lines.first])[:SHOWN]
+        for ours, count in other.filled.items():
+            self.filled[ours] = self.filled.get(ours, 0) + count
+        self.absent |= other.absent
+
+    def warnings(self, usual: str) -> list[str]:
+        """Sentences for the report of a file whose rows usually have the format `usual`."""
+        said = [
+            f"{_count(lines.count, 'row')} of another shape, {other}, in a file of shape {usual}: {lines}"
+            for other, lines in self.others.items()
+        ]
+        for ours, (theirs, empty) in self.absent.items():
+            said.append(
+                f"column {theirs!r}, a list or object wherever it stands, is absent or empty in {_count(self.filled[ours], 'row')}: "
+                f"read there as {empty}"
+            )
+        return said + [f"{_count(lines.count, 'row')}: {note} ({lines})" for note, lines in self.notes.items()]
 
 
 def _own_format(values: dict[str, Any], reading: Reading, wanted: Columns, usual: str) -> str:
@@ -153,12 +251,12 @@ def _reason(row: Row, error: RowError, reading: Reading, name: str) -> str:
     return f"this row is one of {foreign}" if foreign else str(error)
 
 
-def _format(rows: list[Row], reading: Reading, report: FileReport) -> tuple[str, Columns]:
+def _format(first: list[Row], reading: Reading, report: FileReport) -> tuple[str, Columns]:
     """The format that the first rows have, and how to rename their columns. Raises Unreadable."""
-    wanted, first = reading.columns, rows[:RECOGNISED_FROM]
+    wanted = reading.columns
     if reading.format != "auto":
         return reading.format, wanted
-    absent = renaming.absent_as_empty([row.values for row in rows], wanted)
+    absent = renaming.absent_as_empty([row.values for row in first], wanted)
     renamed = []
     for row in first:
         with contextlib.suppress(RowError):
@@ -170,7 +268,7 @@ def _format(rows: list[Row], reading: Reading, report: FileReport) -> tuple[str,
     raw = [row.values for row in first]
     likely = shape.guess(raw) if reading.guess and not wanted else None
     if likely is None:
-        raise Unreadable(rows[0].origin, rows[0].line, shape.unknown(raw, wanted))
+        raise Unreadable(first[0].origin, first[0].line, shape.unknown(raw, wanted))
     report.warnings.append(
         f"no shape that training knows by itself (columns {', '.join(renaming.leaves(raw[0]))}); checked as if you had said "
         f"data.columns={{prompt: {likely['prompt']}, completion: {likely['completion']}}}, which training needs to be told"
@@ -183,9 +281,9 @@ def _only(values: dict[str, Any], name: str, wanted: Columns) -> dict[str, Any]:
     return {key: value for key, value in values.items() if key in FORMATS[name].COLUMNS} if wanted else values
 
 
-def _rows(file: File, report: FileReport) -> Iterable[Row | BadRow]:
+def _rows(file: File, reading: Reading, report: FileReport) -> Iterable[Row | BadRow]:
     if file.path is not None:
-        return read_rows(file.path, file.name, report)
+        return read_rows(file.path, file.name, report, encoding=reading.encoding, documents=reading.documents)
     from tunesmith.data.builtin import BUILTIN
 
     report.encoding = "utf-8"
@@ -239,14 +337,14 @@ def _bad_rows(reports: list[FileReport]) -> list[str]:
 
 def listed(bad: list[BadRow]) -> list[str]:
     """At most 20 lines `file:line: reason`. Where there are more rows than that, rows with the same reason share a line."""
-    if len(bad) <= SHOWN:
+    if len(bad) <= LISTED:
         return [place(row) for row in bad]
     alike: dict[tuple[str, str], list[BadRow]] = {}
     for row in bad:
         alike.setdefault((row.origin, row.reason), []).append(row)
     groups = list(alike.values())
-    lines = [place(rows[0]) + (f" (and {_lines([row.line for row in rows[1:]])})" if len(rows) > 1 else "") for rows in groups[:SHOWN]]
-    rest = sum(len(rows) for rows in groups[SHOWN:])
+    lines = [place(rows[0]) + (f" (and {_lines([row.line for row in rows[1:]])})" if len(rows) > 1 else "") for rows in groups[:LISTED]]
+    rest = sum(len(rows) for rows in groups[LISTED:])
     return [*lines, f"and {rest} more bad rows"] if rest else lines
 
 
@@ -264,7 +362,8 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
-def _lines(lines: list[int]) -> str:
-    """`line 3` or `lines 3, 7, 9 ...`."""
-    shown = ", ".join(map(str, lines[:5])) + (f" and {len(lines) - 5} more" if len(lines) > 5 else "")
-    return f"line{'s' if len(lines) > 1 else ''} {shown}"
+def _lines(lines: list[int], count: int = 0) -> str:
+    """`line 3` or `lines 3, 7, 9, 10, 11 and 4 more`. `count`: how many there are, where `lines` has only the first."""
+    count = max(count, len(lines))
+    shown = ", ".join(map(str, lines[:SHOWN])) + (f" and {count - SHOWN} more" if count > SHOWN else "")
+    return f"line{'s' if count > 1 else ''} {shown}"
