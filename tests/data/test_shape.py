@@ -10,7 +10,7 @@ NONE = Columns({})
 def test_known_formats():
     known("auto")
     known("alpaca")
-    with pytest.raises(UserError, match=r"did you mean 'alpaca'.*there are auto, messages, alpaca, prompt, text"):
+    with pytest.raises(UserError, match=r"did you mean 'alpaca'.*there are auto, preference, messages, sharegpt, alpaca, prompt, conll, spans, labels, text"):
         known("alpacca")
 
 
@@ -21,8 +21,20 @@ def test_known_formats():
         ({"messages": [{"role": "user", "content": "x"}], "prompt": "p", "completion": "c"}, "messages"),
         ({"prompt": "p", "completion": "c"}, "prompt"),
         ({"text": "t", "url": "u"}, "text"),
-        ({"text": "t", "label": 1}, ""),
+        ({"text": "t", "label": 1}, "labels"),
+        ({"text": "t", "label": "news", "messages": [{"role": "user", "content": "x"}]}, "messages"),
+        ({"text": "t", "label": True}, ""),  # a class, or a judgement?
+        ({"text": "t", "label": 1, "label_text": "bad"}, ""),  # which of them?
+        ({"text": "t", "summary": "s"}, ""),
         ({"question": "q"}, ""),
+        ({"prompt": "p", "completion": "c", "label": False}, "preference"),
+        ({"prompt": "p", "completion": "c", "label": "False"}, "preference"),
+        ({"instruction": "p", "output": "c", "kto_tag": True}, "preference"),
+        ({"prompt": "p", "chosen": "c"}, "preference"),
+        ({"conversations": [{"from": "human", "value": "q"}]}, "sharegpt"),
+        ({"tokens": ["a"], "tags": ["O"]}, "conll"),
+        ({"tokens": ["a"], "tags": ["NN"]}, ""),
+        ({"text": "ab", "entities": [[0, 1, "X"]]}, "spans"),
     ],
 )
 def test_of_row(row, name):
@@ -33,7 +45,12 @@ def test_named_columns_decide_before_others():
     row = {"prompt": "q", "completion": "a", "messages": [{"role": "user", "content": "x"}]}
     assert of_row(row) == "messages"
     assert of_row(row, Columns({"prompt": "x", "completion": "y"})) == "prompt"
-    assert of_row({"text": "t", "label": 1}, Columns({"text": "body"})) == "text"
+    assert of_row({"text": "t", "label": 1}, Columns({"text": "body"})) == "labels"
+    assert of_row({"text": "t", "url": "u"}, Columns({"text": "body"})) == "text"
+    assert of_row({"text": "t", "label": "a long label" * 20}, Columns({"text": "body", "label": "kind"})) == "labels"
+    assert of_row({"text": "ab", "label": [[0, 1, "X"]]}, Columns({"text": "body", "label": "marks"})) == "spans"
+    kept = {"prompt": "q", "completion": "c", "rejected": "r"}
+    assert of_row(kept, Columns({"prompt": "q", "completion": "chosen"})) == "prompt"
 
 
 def test_of_rows_is_what_most_are():
@@ -45,13 +62,9 @@ def test_of_rows_is_what_most_are():
 @pytest.mark.parametrize(
     ("row", "words"),
     [
-        ({"prompt": "p", "chosen": "a", "rejected": "b"}, "preference pairs.*{prompt: prompt, completion: chosen}"),
-        (
-            {"conversations": [{"from": "human", "value": "q"}], "chosen": {"from": "gpt", "value": "a"}, "rejected": {}},
-            "{prompt: conversations.0.value, completion: chosen.value}",
-        ),
-        ({"conversations": [{"from": "human", "value": "q"}]}, "ShareGPT"),
-        ({"tokens": ["a"], "tags": ["O"]}, "tagged tokens"),
+        ({"review": "t", "label": True}, "the class of the text, or a judgement.*{prompt: review, completion: label}"),
+        ({"tokens": ["a"], "pos": ["NN"]}, "tagged tokens whose tags are not those of entities.*{prompt: tokens, completion: pos}"),
+        ({"label": "1", "label_desc": "x", "sentence": "s"}, r"the label \(label, label_desc\).*{text: sentence, label: label_desc}"),
     ],
 )
 def test_foreign_shapes_have_names(row, words):

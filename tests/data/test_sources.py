@@ -115,7 +115,7 @@ def test_rows_of_another_known_shape_are_read_and_said():
     samples, reports = load_samples("a.jsonl", on_bad_row="skip")
     assert prompts(samples) == ["q0", "q1", "q2", "i"]
     assert reports[0].warnings == ["1 row of another shape, alpaca, in a file of shape prompt: line 4"]
-    assert reports[0].bad[0].reason.startswith("this row is one of ShareGPT conversations")
+    assert reports[0].bad[0].reason.startswith("the conversation ends with a user message")
 
 
 def test_raw_text_among_conversations_is_a_bad_row():

@@ -2,7 +2,8 @@
 
 `{prompt: userInput.text, completion: labels}` takes our column `prompt` from theirs; a path reaches into objects by
 name and into lists by index. A value that is no text becomes compact JSON text, so that a list of labels is learned as
-it would be written. `prompt` is a template: "{question}\nContext: {context.text}", with {{ and }} for braces.
+it would be written. `prompt` is a template: "{question}\nContext: {context.text}", with {{ and }} for braces; beside it a
+column that is plainly a label is the answer, where no other is named.
 """
 
 import difflib
@@ -11,12 +12,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from tunesmith.data.fields import dig, json_text
-from tunesmith.data.formats import FORMATS
+from tunesmith.data.formats import FORMATS, labels, spans
 from tunesmith.data.sample import RowError
 from tunesmith.errors import UserError
 
 # Our columns that keep their lists and objects; all others are texts.
-STRUCTURED = ("messages", "conversations", "tools", "functions", "history")
+STRUCTURED = ("messages", "conversations", "conversation", "tools", "functions", "history", "tokens", "tags", "ner_tags", "labels")
+STRUCTURED += ("spans", "entities", "userInput", "chosen", "rejected", "chosen_messages", "rejected_messages", "kto_tag")
+LISTS = ("spans", "entities")  # of STRUCTURED: where a row has none, an absent list means an empty one
 
 OURS = tuple(dict.fromkeys(column for module in FORMATS.values() for column in module.COLUMNS))
 
@@ -71,9 +74,9 @@ def rename(values: dict[str, Any], wanted: Columns, absent: dict[str, str]) -> d
             value = None
         if value is None and ours in absent:
             value = absent[ours]
-        result[ours] = value if ours in STRUCTURED or value is None or _conversation(value) else json_text(value)
+        result[ours] = value if value is None or _stays(ours, value) else json_text(value)
     if wanted.template:
-        result["prompt"] = _filled(values, wanted.template)
+        result = _asked(result, wanted, _filled(values, wanted.template))
     return result
 
 
@@ -93,14 +96,33 @@ def absent_as_empty(rows: list[dict[str, Any]], wanted: Columns) -> dict[str, st
                 value = None
             missing += value is None
             kinds |= {type(value)} if value is not None else set()
-        if missing and ours not in STRUCTURED and kinds in ({list}, {dict}):
+        if missing and (ours not in STRUCTURED or ours in LISTS) and kinds in ({list}, {dict}):
             result[ours] = "[]" if list in kinds else "{}"
     return result
 
 
+def _stays(ours: str, value: Any) -> bool:
+    """Whether a value of our column is read as the list or object that it is."""
+    return ours in STRUCTURED or _conversation(value) or (ours == "label" and (value == [] or spans.looks_marked(value)))
+
+
 def _conversation(value: Any) -> bool:
-    """Whether a list holds messages, which stay messages."""
-    return isinstance(value, list) and bool(value) and all(isinstance(item, dict) and {"role", "content"} <= set(item) for item in value)
+    """Whether a value is a message or a list of messages."""
+    turns = value if isinstance(value, list) else [value]
+    return bool(turns) and all(isinstance(turn, dict) and ({"role", "content"} <= set(turn) or {"from", "value"} <= set(turn)) for turn in turns)
+
+
+def _asked(row: dict[str, Any], wanted: Columns, question: str) -> dict[str, Any]:
+    """The row with the question that the template made, and with the label as its answer where nothing else is."""
+    row = row | {"prompt": question}
+    if "completion" in row:
+        return row
+    found = labels.named((name for name in row if name not in wanted.columns), labels.LABELS)
+    if "label" not in row and len(found) == 1:
+        row["label"] = row.pop(found[0])
+    if "label" in row and "text" not in wanted.columns:
+        row.pop("text", None)  # it stands in the question
+    return row
 
 
 def _template(text: str) -> tuple[str, ...]:

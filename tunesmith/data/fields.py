@@ -6,6 +6,8 @@ from typing import Any
 
 from tunesmith.data.sample import RowError
 
+MEDIA = ("images", "image", "videos", "video", "audios", "audio")
+
 
 def describe(value: Any) -> str:
     """A JSON value's kind in plain words, with the value where it is short."""
@@ -58,6 +60,37 @@ def parsed_list(value: Any, key: str) -> list[Any]:
     if not isinstance(value, list):
         raise RowError(f"{key!r} is {describe(value)}, not a list")
     return value
+
+
+def listed(value: Any) -> list[Any]:
+    """A list, given as one or as its JSON text; [] for anything else. For recognising rows, which raises nothing."""
+    if isinstance(value, str) and value.lstrip()[:1] == "[":
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            return []
+    return value if isinstance(value, list) else []
+
+
+def judged(values: Mapping[str, Any]) -> bool | None:
+    """Whether the row's answer was judged good (true) or bad (false), in `label` or `kto_tag`; None where it was not judged.
+
+    A CSV's cells say it as a text.
+    """
+    for key in ("kto_tag", "label"):
+        value = values.get(key)
+        if isinstance(value, bool):
+            return value
+        if isinstance(value, str) and value.strip().lower() in ("true", "false"):
+            return value.strip().lower() == "true"
+    return None
+
+
+def refuse_media(values: Mapping[str, Any]) -> None:
+    """A text that speaks of a picture must not be learned without it. Raises RowError."""
+    found = next((key for key in MEDIA if values.get(key)), None)
+    if found:
+        raise RowError(f"{found!r} is {describe(values[found])}: models are trained on text only; leave rows with {found} out")
 
 
 def json_text(value: Any) -> str:

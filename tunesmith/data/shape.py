@@ -5,11 +5,11 @@ from collections import Counter
 from typing import Any
 
 from tunesmith.data.columns import OURS, Columns, leaves
-from tunesmith.data.formats import FORMATS
+from tunesmith.data.formats import FORMATS, labels
 from tunesmith.errors import UserError
 
 FEW = 3  # columns, up to which values may say what names do not
-SHAPES = "messages (messages), alpaca (instruction, output), prompt (prompt, completion), text (text)"
+SHAPES = ", ".join(f"{name} ({', '.join(module.NEEDED)})" for name, module in FORMATS.items())
 
 # Names that people give to what is asked and to what is answered, likeliest first, a space between.
 PROMPTS = (
@@ -40,7 +40,8 @@ def of_row(values: dict[str, Any], wanted: Columns | None = None) -> str:
     for name, module in FORMATS.items():
         if named <= set(module.COLUMNS) and module.recognises(columns & set(module.COLUMNS) if named else columns, values):
             return name
-    return ""
+    # what the user named is meant, be it unlike what such columns usually hold (a long label, say)
+    return next((name for name, module in FORMATS.items() if set(module.NEEDED) <= named <= set(module.COLUMNS)), "")
 
 
 def of_rows(rows: list[dict[str, Any]], wanted: Columns | None = None) -> str:
@@ -52,29 +53,21 @@ def of_rows(rows: list[dict[str, Any]], wanted: Columns | None = None) -> str:
 def looks_like(values: dict[str, Any]) -> str:
     """The name of a well-known shape that this version does not read, with what to do; or ""."""
     columns = set(values)
-    if {"chosen", "rejected"} <= columns or {"chosen_messages", "rejected_messages"} <= columns:
-        what = "preference pairs (chosen, rejected); this version learns from answers only"
-        prompt, completion = _said(values, "prompt", "conversations", "messages"), _said(values, "chosen", "chosen_messages")
-        return f"{what}: keep the chosen one, such as by data.columns={{prompt: {prompt}, completion: {completion}}}"
-    turns = values.get("conversations", values.get("conversation"))
-    if isinstance(turns, list) and turns and isinstance(turns[0], dict) and {"from", "value"} <= set(turns[0]):
-        what = "ShareGPT conversations (from, value); this version reads OpenAI messages"
-        return f"{what}: rename from to role, value to content, human to user, gpt to assistant"
+    texts, found = labels.named(values, labels.TEXTS), labels.named(values, labels.LABELS)
+    if len(texts) == 1 and isinstance(values.get("label"), bool):
+        what = "texts whose 'label' is true or false: the class of the text, or a judgement of it?"
+        return f"{what} If true and false are the answers to be learned: data.columns={{prompt: {texts[0]}, completion: label}}"
     if isinstance(values.get("tokens"), list):
-        what = "tagged tokens (a list of tokens and one of tags)"
-        return f"{what}; this version cannot read them as they are: data.prompt and data.columns make text of them"
+        what = "tagged tokens whose tags are not those of entities (O, B-TYPE, I-TYPE, ...)"
+        return f"{what}: to learn the list of tags say data.columns={{prompt: tokens, completion: {_tags(values)}}}"
+    if len(texts) == 1 and len(found) > 1 and not columns & {"completion", "output", "answer", "response"}:
+        what = f"texts with several columns that may be the label ({', '.join(found)})"
+        return f"{what}: say which, such as data.columns={{text: {texts[0]}, label: {found[-1]}}}"
     return ""
 
 
-def _said(values: dict[str, Any], *names: str) -> str:
-    """The path to the last text under the first of the names that the row has."""
-    path = next((name for name in names if name in values), "THEIR_COLUMN")
-    value = values.get(path)
-    if isinstance(value, list) and value:
-        path, value = f"{path}.{'-1' if len(value) > 1 else '0'}", value[-1]
-    if isinstance(value, dict):
-        path += next((f".{key}" for key in ("content", "value") if key in value), "")
-    return path
+def _tags(values: dict[str, Any]) -> str:
+    return next((name for name, value in values.items() if name != "tokens" and isinstance(value, list)), "tags")
 
 
 def guess(rows: list[dict[str, Any]]) -> dict[str, str] | None:

@@ -2,12 +2,17 @@
 
 from types import ModuleType
 
-from tunesmith.data.formats import alpaca, messages, prompt, text
+from tunesmith.data.formats import alpaca, conll, labels, messages, preference, prompt, sharegpt, spans, text
 
-# Where a row fits several, the first counts.
+# Where a row fits several, the first counts: judged answers before those that are learned, raw text last.
 FORMATS: dict[str, ModuleType] = {
+    "preference": preference,
     "messages": messages,
+    "sharegpt": sharegpt,
     "alpaca": alpaca,
     "prompt": prompt,
+    "conll": conll,
+    "spans": spans,
+    "labels": labels,
     "text": text,
 }

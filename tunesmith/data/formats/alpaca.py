@@ -9,7 +9,8 @@ new line the input. History holds earlier turns as [user, assistant] pairs; thei
 
 from typing import Any
 
-from tunesmith.data.fields import describe, optional_text, parsed_list, required_text
+from tunesmith.data.fields import describe, judged, optional_text, parsed_list, refuse_media, required_text
+from tunesmith.data.formats import messages
 from tunesmith.data.sample import Message, RowError, Sample
 
 COLUMNS = ("instruction", "input", "output", "system", "history")
@@ -18,30 +19,36 @@ NEEDED = ("instruction", "output")
 
 def recognises(columns: set[str], values: dict[str, Any]) -> bool:
     """Whether a row of these columns is meant this way."""
-    return set(NEEDED) <= columns and not {"chosen", "rejected"} & columns
+    return set(NEEDED) <= columns and not {"chosen", "rejected"} & columns and judged(values) is None
 
 
 def to_sample(values: dict[str, Any], origin: str) -> Sample:
     """Raises RowError."""
+    messages.refuse_judged(values)
+    refuse_media(values)
+    question = question_of(values)
+    answer = required_text(values, "output", "there is nothing to learn")
+    conversation: list[Message] = []
+    if system := optional_text(values, "system"):
+        conversation.append({"role": "system", "content": system})
+    conversation += [*turns_before(values), {"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    return Sample(origin, tuple(conversation))
+
+
+def question_of(values: dict[str, Any]) -> str:
+    """The instruction, and under it the input. Raises RowError."""
     instruction = required_text(values, "instruction", "name the column that holds the question by data.columns")
     context = optional_text(values, "input")
-    answer = required_text(values, "output", "there is nothing to learn")
-    messages: list[Message] = []
-    if system := optional_text(values, "system"):
-        messages.append({"role": "system", "content": system})
-    for user, assistant in _turns(values):
-        messages += [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
-    messages.append({"role": "user", "content": f"{instruction}\n{context}" if context else instruction})
-    messages.append({"role": "assistant", "content": answer})
-    return Sample(origin, tuple(messages))
+    return f"{instruction}\n{context}" if context else instruction
 
 
-def _turns(values: dict[str, Any]) -> list[tuple[str, str]]:
-    turns = []
+def turns_before(values: dict[str, Any]) -> list[Message]:
+    """The turns of `history` as messages. Raises RowError."""
+    turns: list[Message] = []
     for number, pair in enumerate(parsed_list(values.get("history"), "history"), start=1):
         if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
             raise RowError(f"history turn {number} is {describe(pair)}; a turn is [user's text, assistant's text]")
         if not pair[0].strip() or not pair[1].strip():
             raise RowError(f"history turn {number} is blank on {'the user' if not pair[0].strip() else 'the assistant'}'s side")
-        turns.append((pair[0], pair[1]))
+        turns += [{"role": "user", "content": pair[0]}, {"role": "assistant", "content": pair[1]}]
     return turns

@@ -16,12 +16,15 @@ stand in a column `system` of its own.
 import json
 from typing import Any
 
-from tunesmith.data.fields import describe, optional_text, parsed_list
+from tunesmith.data.fields import describe, json_text, judged, listed, optional_text, parsed_list, refuse_media
 from tunesmith.data.sample import ROLES, Message, RowError, Sample
 
 COLUMNS = ("messages", "conversations", "system", "tools", "functions")
 NEEDED = ("messages",)
 KEYS = ("messages", "conversations")
+THINKING = ("reasoning_content", "reasoning", "thinking")
+PARTS = ("text", "value", "thinking", "reasoning")  # where a content part keeps its text
+WEIGHTS = ("weight", "loss_weight", "loss")
 
 ALIASES = {"developer": "system", "function": "tool"}
 
@@ -38,17 +41,18 @@ FOLLOWS = {
 def recognises(columns: set[str], values: dict[str, Any]) -> bool:
     """Whether a row of these columns is meant this way."""
     key = next((key for key in KEYS if key in columns), None)
-    if key is None or {"chosen", "rejected"} & columns:
+    if key is None or {"chosen", "rejected"} & columns or judged(values) is not None:
         return False
-    turns = values[key]
-    if isinstance(turns, list) and turns and isinstance(turns[0], dict):
+    turns = listed(values[key])
+    if turns and isinstance(turns[0], dict):
         return "role" in turns[0] or not {"from", "value"} <= set(turns[0])
     return key == "messages"
 
 
 def to_sample(values: dict[str, Any], origin: str) -> Sample:
     """Raises RowError."""
-    refuse_true_false_label(values)
+    refuse_judged(values)
+    refuse_media(values)
     key = next((key for key in KEYS if key in values), None)
     if key is None:
         raise RowError(f"no 'messages' (the row has {', '.join(map(str, values))})")
@@ -66,7 +70,7 @@ def messages_of(turns: list[Any], key: str = "") -> list[Message]:
     conversation = []
     for number, turn in enumerate(turns, start=1):
         try:
-            conversation.append(_message(turn))
+            conversation.append(message_of(turn))
         except RowError as error:
             raise RowError(f"{where} {number}: {error}") from None
     return conversation
@@ -119,28 +123,28 @@ def tools_of(value: Any) -> tuple[dict[str, Any], ...]:
     return tuple(tools)
 
 
-def refuse_true_false_label(values: dict[str, Any]) -> None:
+def refuse_judged(values: dict[str, Any]) -> None:
     """Rows judged good or bad hold answers that must not be imitated. Raises RowError."""
-    if isinstance(values.get("label"), bool):
+    if judged(values) is not None:
         raise RowError(
             "'label' is true or false: preference data (KTO), whose bad answers would be learned as good ones; "
             "keep the rows with true, without the label"
         )
 
 
-def _message(turn: Any) -> Message:
+def message_of(turn: Any) -> Message:
+    """One message in our shape. Raises RowError."""
     if not isinstance(turn, dict):
         raise RowError(f"{describe(turn)}, not a message with role and content")
     if "role" not in turn:
         if {"from", "value"} <= set(turn):
-            raise RowError(
-                "a ShareGPT turn (from, value), not an OpenAI message (role, content); rename the keys, human to user and gpt to assistant"
-            )
+            raise RowError("a ShareGPT turn (from, value) among OpenAI messages (role, content); a conversation is all one or all the other")
         raise RowError(f"no 'role' (the message has {', '.join(map(str, turn)) or 'nothing'})")
     role = ALIASES.get(turn["role"], turn["role"]) if isinstance(turn["role"], str) else turn["role"]
     if role not in ROLES:
         raise RowError(f"unknown role {turn['role']!r}; roles are {', '.join([*ROLES, *ALIASES])}" + _nearest(turn["role"]))
-    content, thinking, calls = _content(turn.get("content"))
+    content = turn.get("content")
+    content, thinking, calls = _content(json_text(content) if role == "tool" and isinstance(content, dict) else content)
     message: Message = {"role": role, "content": content}
     if role == "assistant":
         _assistant(message, turn, thinking, calls)
@@ -152,7 +156,7 @@ def _message(turn: Any) -> Message:
 
 
 def _assistant(message: Message, turn: dict[str, Any], thinking: str, calls: list[Any]) -> None:
-    for key in ("reasoning_content", "reasoning", "thinking"):
+    for key in THINKING:
         value = turn.get(key)
         if value is not None and not isinstance(value, str):
             raise RowError(f"{key!r} is {describe(value)}, not a text")
@@ -166,9 +170,10 @@ def _assistant(message: Message, turn: dict[str, Any], thinking: str, calls: lis
         message["tool_calls"] = [_call(call, number) for number, call in enumerate(calls, start=1)]
     elif not message["content"].strip():
         raise RowError(f"the assistant's answer is {'blank' if message['content'] else 'empty'}: there is nothing to learn")
-    weight = turn.get("weight", turn.get("loss_weight", 1))
+    key = next((key for key in WEIGHTS if turn.get(key) is not None), None)
+    weight = 1 if key is None else turn[key]
     if weight not in (0, 1):
-        raise RowError(f"'weight' is {describe(weight)}; it is 0 (fed, not learned) or 1")
+        raise RowError(f"{key!r} is {describe(weight)}; it is 0 (fed, not learned) or 1")
     if not weight:
         message["learn"] = False
 
@@ -184,9 +189,9 @@ def _content(content: Any) -> tuple[str, str, list[Any]]:
     calls: list[Any] = []
     for part in content:
         kind = part.get("type", "text") if isinstance(part, dict) else "text"
-        value = part.get("text", part.get("value", part.get("thinking"))) if isinstance(part, dict) else part
+        value = next((part[key] for key in PARTS if key in part), None) if isinstance(part, dict) else part
         if kind not in ("text", "reasoning", "thinking", "tool_call"):
-            raise RowError(f"a content part of type {kind!r}; this version reads text parts only")
+            raise RowError(f"a content part of type {kind!r}: models are trained on text only; leave the row out, or the part")
         if kind == "tool_call":
             calls.append(value)
         elif not isinstance(value, str):
@@ -203,7 +208,8 @@ def _call(call: Any, number: int) -> dict[str, Any]:
     function = call.get("function", call) if isinstance(call, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
         raise RowError(f"{where} is {describe(call)}; a call is {{id, type: function, function: {{name, arguments}}}}")
-    arguments = function.get("arguments", {})
+    arguments = function.get("arguments")
+    arguments = {} if arguments is None else arguments
     if isinstance(arguments, str):
         arguments = _json_object(arguments, f"{where} ({function['name']}): arguments") if arguments.strip() else {}
     if not isinstance(arguments, dict):

@@ -4,14 +4,14 @@
     {"prompt": [{"role": "user", "content": "Name a primary colour."}], "completion": [{"role": "assistant", "content": "Red"}]}
 
 As texts they become one user message and one assistant message, in the model's own chat template. As lists of messages
-they are joined; only the completion is learned, also where the prompt holds earlier answers. `system` and `tools` may be
-absent. Rows of any other shape become this one by `data.columns` and `data.prompt`.
+(of OpenAI's shape or ShareGPT's; a completion may be one message) they are joined; only the completion is learned, also
+where the prompt holds earlier answers. `system` and `tools` may be absent. Rows of any other shape become this one by `data.columns` and `data.prompt`.
 """
 
 from typing import Any
 
-from tunesmith.data.fields import describe, optional_text, required_text
-from tunesmith.data.formats import messages
+from tunesmith.data.fields import describe, judged, optional_text, refuse_media, required_text
+from tunesmith.data.formats import messages, sharegpt
 from tunesmith.data.sample import Message, RowError, Sample
 
 COLUMNS = ("prompt", "completion", "system", "tools")
@@ -20,12 +20,15 @@ NEEDED = ("prompt", "completion")
 
 def recognises(columns: set[str], values: dict[str, Any]) -> bool:
     """Whether a row of these columns is meant this way."""
-    return set(NEEDED) <= columns
+    return set(NEEDED) <= columns and not {"chosen", "rejected"} & columns and judged(values) is None
 
 
 def to_sample(values: dict[str, Any], origin: str) -> Sample:
     """Raises RowError."""
-    messages.refuse_true_false_label(values)
+    messages.refuse_judged(values)
+    refuse_media(values)
+    if isinstance(values.get("completion"), dict):
+        values = values | {"completion": [values["completion"]]}
     if isinstance(values.get("prompt"), list) or isinstance(values.get("completion"), list):
         conversation = _joined(values)
     else:
@@ -45,8 +48,8 @@ def _joined(values: dict[str, Any]) -> list[Message]:
             )
         if not values[key]:
             raise RowError(f"{key!r} is an empty list")
-    before = messages.messages_of(values["prompt"], "prompt")
-    after = messages.messages_of(values["completion"], "completion")
+    before = sharegpt.conversation_of(values["prompt"], "prompt")
+    after = sharegpt.conversation_of(values["completion"], "completion")
     if not any(message["role"] == "assistant" for message in after):
         raise RowError("'completion' holds no assistant message: there is nothing to learn")
     return [message | {"learn": False} if message["role"] == "assistant" else message for message in before] + after
