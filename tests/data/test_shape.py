@@ -10,7 +10,10 @@ NONE = Columns({})
 def test_known_formats():
     known("auto")
     known("alpaca")
-    with pytest.raises(UserError, match=r"did you mean 'alpaca'.*there are auto, preference, messages, sharegpt, alpaca, prompt, conll, spans, labels, text"):
+    with pytest.raises(
+        UserError,
+        match=r"did you mean 'alpaca'.*there are auto, preference, messages, sharegpt, alpaca, prompt, conll, spans, labels, text",
+    ):
         known("alpacca")
 
 

@@ -17,7 +17,18 @@ from tunesmith.data.sample import RowError
 from tunesmith.errors import UserError
 
 # Our columns that keep their lists and objects; all others are texts.
-STRUCTURED = ("messages", "conversations", "conversation", "tools", "functions", "history", "tokens", "tags", "ner_tags", "labels")
+STRUCTURED: tuple[str, ...] = (
+    "messages",
+    "conversations",
+    "conversation",
+    "tools",
+    "functions",
+    "history",
+    "tokens",
+    "tags",
+    "ner_tags",
+    "labels",
+)
 STRUCTURED += ("spans", "entities", "userInput", "chosen", "rejected", "chosen_messages", "rejected_messages", "kto_tag")
 LISTS = ("spans", "entities")  # of STRUCTURED: where a row has none, an absent list means an empty one
 
@@ -109,7 +120,11 @@ def _stays(ours: str, value: Any) -> bool:
 def _conversation(value: Any) -> bool:
     """Whether a value is a message or a list of messages."""
     turns = value if isinstance(value, list) else [value]
-    return bool(turns) and all(isinstance(turn, dict) and ({"role", "content"} <= set(turn) or {"from", "value"} <= set(turn)) for turn in turns)
+    return bool(turns) and all(map(_message, turns))
+
+
+def _message(value: Any) -> bool:
+    return isinstance(value, dict) and ({"role", "content"} <= set(value) or {"from", "value"} <= set(value))
 
 
 def _asked(row: dict[str, Any], wanted: Columns, question: str) -> dict[str, Any]:

@@ -16,19 +16,22 @@ from tunesmith.data.sample import RowError, Sample
 COLUMNS = ("text", "label", "prompt")
 NEEDED = ("text", "label")
 
-TEXTS = frozenset(
+_TEXTS = (
     "text sentence review content comment utterance query question title headline tweet post message body abstract description "
-    "prompt 文本 内容 句子 评论 标题 问题".split()
+    "prompt 文本 内容 句子 评论 标题 问题"
 )
-LABELS = frozenset(
+TEXTS = frozenset(_TEXTS.split())
+_LABELS = (
     "label labels label_text label_name label_desc category category_name categories class class_name intent sentiment emotion topic "
-    "target polarity stars rating gold gold_label 标签 类别 分类 意图 情感".split()
+    "target polarity stars rating gold gold_label 标签 类别 分类 意图 情感"
 )
+LABELS = frozenset(_LABELS.split())
 # Columns that may stand beside them whatever they hold; numbers, true, false and null may in any column.
-BESIDE = frozenset(
+_BESIDE = (
     "id idx index guid uid uuid row split fold set file filename file_name path source src_id url link lang language date time "
-    "timestamp created_at updated_at user user_id username author_id 编号 序号".split()
+    "timestamp created_at updated_at user user_id username author_id 编号 序号"
 )
+BESIDE = frozenset(_BESIDE.split())
 LONGEST = 80  # characters of what is taken for a label by itself
 
 
@@ -38,8 +41,7 @@ def recognises(columns: set[str], values: dict[str, Any]) -> bool:
     if len(texts) != 1 or len(labels) != 1 or not isinstance(values.get(texts[0]), str):
         return False
     label = values.get(labels[0])
-    short = isinstance(label, str) and len(label) <= LONGEST or isinstance(label, int) and not isinstance(label, bool) or label is None
-    return short and all(_beside(name, values.get(name)) for name in columns - {texts[0], labels[0]})
+    return _short(label) and all(_beside(name, values.get(name)) for name in columns - {texts[0], labels[0]})
 
 
 def to_sample(values: dict[str, Any], origin: str) -> Sample:
@@ -58,7 +60,11 @@ def _column(values: dict[str, Any], ours: str, names: frozenset[str]) -> str:
     """The one column that is meant. Raises RowError."""
     found = [ours] if ours in values else named(values, names)
     if len(found) != 1:
-        what = f"{', '.join(found)} may all be it: say which by data.columns={{{ours}: ...}}" if found else f"the row has {', '.join(map(str, values))}"
+        what = (
+            f"{', '.join(found)} may all be it: say which by data.columns={{{ours}: ...}}"
+            if found
+            else f"the row has {', '.join(map(str, values))}"
+        )
         raise RowError(f"no {ours!r} ({what})")
     return found[0]
 
@@ -74,6 +80,13 @@ def _answer(label: Any, column: str) -> str:
     if isinstance(label, float):
         raise RowError(f"{column!r} is {describe(label)}, not a text or a whole number")
     return json_text(label)
+
+
+def _short(label: Any) -> bool:
+    """Whether a value may be a label; one that is absent is a bad row's."""
+    if isinstance(label, str):
+        return len(label) <= LONGEST
+    return label is None or (isinstance(label, int) and not isinstance(label, bool))
 
 
 def _beside(name: str, value: Any) -> bool:

@@ -24,6 +24,7 @@ NEEDED = ("messages",)
 KEYS = ("messages", "conversations")
 THINKING = ("reasoning_content", "reasoning", "thinking")
 PARTS = ("text", "value", "thinking", "reasoning")  # where a content part keeps its text
+OPEN, CLOSE = "<think>", "</think>"
 WEIGHTS = ("weight", "loss_weight", "loss")
 
 ALIASES = {"developer": "system", "function": "tool"}
@@ -138,13 +139,13 @@ def message_of(turn: Any) -> Message:
         raise RowError(f"{describe(turn)}, not a message with role and content")
     if "role" not in turn:
         if {"from", "value"} <= set(turn):
-            raise RowError("a ShareGPT turn (from, value) among OpenAI messages (role, content); a conversation is all one or all the other")
+            raise RowError("a ShareGPT turn (from, value) among OpenAI messages (role, content); a conversation has one shape")
         raise RowError(f"no 'role' (the message has {', '.join(map(str, turn)) or 'nothing'})")
     role = ALIASES.get(turn["role"], turn["role"]) if isinstance(turn["role"], str) else turn["role"]
     if role not in ROLES:
         raise RowError(f"unknown role {turn['role']!r}; roles are {', '.join([*ROLES, *ALIASES])}" + _nearest(turn["role"]))
-    content = turn.get("content")
-    content, thinking, calls = _content(json_text(content) if role == "tool" and isinstance(content, dict) else content)
+    said = turn.get("content")
+    content, thinking, calls = _content(json_text(said) if role == "tool" and isinstance(said, dict) else said)
     message: Message = {"role": role, "content": content}
     if role == "assistant":
         _assistant(message, turn, thinking, calls)
@@ -168,14 +169,27 @@ def _assistant(message: Message, turn: dict[str, Any], thinking: str, calls: lis
         calls.append(turn["function_call"])
     if calls:
         message["tool_calls"] = [_call(call, number) for number, call in enumerate(calls, start=1)]
-    elif not message["content"].strip():
-        raise RowError(f"the assistant's answer is {'blank' if message['content'] else 'empty'}: there is nothing to learn")
-    key = next((key for key in WEIGHTS if turn.get(key) is not None), None)
-    weight = 1 if key is None else turn[key]
+    _check_answer(message)
+    given = next((key for key in WEIGHTS if turn.get(key) is not None), None)
+    weight = turn[given] if given else 1
     if weight not in (0, 1):
-        raise RowError(f"{key!r} is {describe(weight)}; it is 0 (fed, not learned) or 1")
+        raise RowError(f"{given!r} is {describe(weight)}; it is 0 (fed, not learned) or 1")
     if not weight:
         message["learn"] = False
+
+
+def _check_answer(message: Message) -> None:
+    """Raises RowError where an assistant says and calls nothing, or thinks without end."""
+    content = message["content"]
+    thinks = content.lstrip().startswith(OPEN)
+    if thinks and CLOSE not in content:
+        raise RowError(f"the assistant's thinking is cut off: {OPEN} is never closed, and nothing is answered")
+    if "tool_calls" in message:
+        return
+    if not content.strip():
+        raise RowError(f"the assistant's answer is {'blank' if content else 'empty'}: there is nothing to learn")
+    if thinks and not content.rpartition(CLOSE)[2].strip():
+        raise RowError("the assistant thinks and then says nothing: there is no answer to learn")
 
 
 def _content(content: Any) -> tuple[str, str, list[Any]]:

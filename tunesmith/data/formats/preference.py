@@ -15,7 +15,7 @@ from tunesmith.data.fields import describe, judged, optional_text, parsed_list, 
 from tunesmith.data.formats import alpaca, messages, prompt, sharegpt
 from tunesmith.data.sample import Message, RowError, Sample
 
-COLUMNS = ("prompt", "question", "instruction", "input", "system", "history", "conversations", "messages", "tools")
+COLUMNS: tuple[str, ...] = ("prompt", "question", "instruction", "input", "system", "history", "conversations", "messages", "tools")
 COLUMNS += ("chosen", "rejected", "chosen_messages", "rejected_messages", "completion", "output", "label", "kto_tag")
 NEEDED = ("chosen", "rejected")
 

@@ -5,7 +5,8 @@
 
 As texts they become one user message and one assistant message, in the model's own chat template. As lists of messages
 (of OpenAI's shape or ShareGPT's; a completion may be one message) they are joined; only the completion is learned, also
-where the prompt holds earlier answers. `system` and `tools` may be absent. Rows of any other shape become this one by `data.columns` and `data.prompt`.
+where the prompt holds earlier answers. `system` and `tools` may be absent. Rows of any other shape become this one by
+`data.columns` and `data.prompt`.
 """
 
 from typing import Any

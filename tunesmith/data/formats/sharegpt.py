@@ -90,7 +90,8 @@ def messages_of(turns: list[Any], key: str = "") -> list[Message]:
         except RowError as error:
             raise RowError(f"{where} {number}: {error}") from None
         before = conversation[-1] if conversation else {}
-        if call and before.get("role") == "assistant" and "reasoning_content" not in message and before.get("learn") == message.get("learn"):
+        alike = "reasoning_content" not in message and before.get("learn") == message.get("learn")
+        if call and before.get("role") == "assistant" and alike:
             # what it says and what it calls, or several calls one after another, are one message in a chat template
             conversation[-1] = before | {"tool_calls": [*before.get("tool_calls", ()), *message["tool_calls"]]}
         else:

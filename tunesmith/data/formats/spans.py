@@ -142,7 +142,12 @@ def _one(item: dict[str, Any], names: tuple[str, ...]) -> Any:
 
 
 def _places(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(pair, list) and len(pair) == 2 and all(map(_whole, pair)) for pair in value)
+    """Whether a value is a list of [start, end] pairs."""
+    return isinstance(value, list) and bool(value) and all(map(_pair, value))
+
+
+def _pair(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(map(_whole, value))
 
 
 def _whole(value: Any) -> bool:

@@ -16,11 +16,12 @@ COLUMNS = ("text",)
 NEEDED = ("text",)
 
 # Columns that say that `text` is a question rather than something to continue.
-ANSWERS = LABELS | frozenset(
+_ANSWERS = (
     "answer answers response output completion summary summaries highlights tags ner_tags entities spans slots relations instruction "
     "prompt question messages conversations conversation chosen rejected chosen_messages rejected_messages kto_tag translation sql "
-    "答案 回答 输出 摘要".split()
+    "答案 回答 输出 摘要"
 )
+ANSWERS = LABELS | frozenset(_ANSWERS.split())
 BEGINNINGS = ("label", "gold_", "answer")
 
 

@@ -1,0 +1,100 @@
+from typing import Any
+
+import pytest
+
+from tunesmith.data.columns import parse
+from tunesmith.data.formats.labels import LABELS, TEXTS, recognises, to_sample
+from tunesmith.data.sample import RowError
+
+
+def learned(values):
+    return [message["content"] for message in to_sample(values, "a:1").messages]
+
+
+@pytest.mark.parametrize("label", ["positive", "007", "1.0", "NA", "None", "null", "TRUE", "false", "-", " padded ", "非常好"])
+def test_the_label_is_learned_as_it_is_written(label):
+    assert learned({"text": "t", "label": label}) == ["t", label]
+
+
+@pytest.mark.parametrize(("label", "text"), [(0, "0"), (-1, "-1"), (9007199254740993, "9007199254740993"), (["a", "b"], '["a","b"]')])
+def test_values_that_are_no_texts(label, text):
+    assert learned({"text": "t", "label": label}) == ["t", text]
+
+
+@pytest.mark.parametrize(("text", "label"), [("review", "label"), ("Sentence", "Category"), ("query", "intent"), ("评论", "标签")])
+def test_other_names(text, label):
+    row = {text: "t", label: "x", "id": "a7"}
+    assert recognises(set(row), row)
+    assert learned(row) == ["t", "x"]
+
+
+def test_names_are_distinct():
+    assert not TEXTS & LABELS
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"text": "t", "label": "l", "idx": "a", "split": "train", "url": "http", "n": 3, "x": None, "y": ""},
+        {"text": "t", "label": ""},  # a bad row of this shape
+        {"text": "t", "label": None},
+        {"text": "t", "label": "x" * 80},
+    ],
+)
+def test_recognises(row):
+    assert recognises(set(row), row)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"text": "t"},
+        {"text": "t", "label": True},
+        {"text": "t", "label": 0.5},
+        {"text": "t", "label": "x" * 81},
+        {"text": "t", "label": ["a"]},
+        {"text": 3, "label": "l"},
+        {"text": "t", "title": "u", "label": "l"},
+        {"text": "t", "label": "l", "category": "c"},
+        {"text": "t", "label": "l", "explanation": "because"},
+        {"text": "t", "label": "l", "tags": ["a"]},
+        {"prompt": "t", "completion": "a", "label": "l"},
+    ],
+)
+def test_does_not_recognise(row):
+    assert not recognises(set(row), row)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"text": "t", "label": ""}, "no label: 'label' is empty"),
+        ({"text": "t", "category": " "}, "no label: 'category' is empty"),
+        ({"text": "t", "label": None}, "no label: 'label' is null"),
+        ({"text": "t", "label": False}, "'label' is false: a class, or a judgement.*{prompt: ..., completion: label}"),
+        ({"text": "t", "label": 0.5}, "the number 0.5, not a text or a whole number"),
+        ({"text": " ", "label": "l"}, "'text' is blank"),
+        ({"text": "t"}, r"no 'label' \(the row has text\)"),
+        ({"review": "t", "title": "u", "label": "l"}, r"no 'text' \(review, title may all be it: say which by data.columns={text: ...}\)"),
+    ],
+)
+def test_reasons(values, words):
+    with pytest.raises(RowError, match=words):
+        to_sample(values, "a:1")
+
+
+def test_a_question_of_a_template():
+    from tunesmith.data.sources import Decided, Reading, Row, Tally
+    from tunesmith.data.sources import to_sample as understood
+
+    def asked(row: dict[str, Any], columns: dict[str, str] | None, prompt: str) -> list[str]:
+        wanted = parse(columns, prompt)
+        sample = understood(Row("a", 1, row), Reading(columns=wanted), Decided("prompt", wanted, {}), Tally())
+        return [message["content"] for message in sample.messages]  # type: ignore[union-attr]
+
+    row = {"review": "Nice.", "stars": 5}
+    assert asked(row, {"label": "stars"}, "Stars of: {review}") == ["Stars of: Nice.", "5"]
+    assert asked(row, None, "Stars of: {review}") == ["Stars of: Nice.", "5"]
+    assert asked({"text": "Nice.", "label": "good"}, None, "{text}?") == ["Nice.?", "good"]
+    assert asked({"text": "Nice.", "label": "good", "note": "n"}, None, "{text}?") == ["Nice.?", "good"]
+    assert asked(row | {"why": "w"}, {"completion": "why"}, "{review}") == ["Nice.", "w"]

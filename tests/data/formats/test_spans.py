@@ -1,0 +1,93 @@
+from typing import Any
+
+import pytest
+
+from tunesmith.data.formats.spans import recognises, to_sample
+from tunesmith.data.sample import RowError
+
+TEXT = "Angela Merkel visited Paris"
+ANSWER = '{"PER":["Angela Merkel"],"LOC":["Paris"]}'
+
+
+def learned(**values):
+    return to_sample({"text": TEXT} | values, "a:1").messages[1]["content"]
+
+
+SAME: list[dict[str, Any]] = [
+    {"spans": [{"start": 0, "end": 13, "label": "PER"}, {"start": 22, "end": 27, "label": "LOC"}]},
+    {"spans": [{"start": 22, "end": 27, "label": "LOC"}, {"start": 0, "end": 13, "label": "PER"}]},
+    {"entities": [[0, 13, "PER"], [22, 27, "LOC"]]},
+    {"label": [[0, 13, "PER"], [22, 27, "LOC"]]},
+    {"entities": [{"start_offset": 0, "end_offset": 13, "type": "PER"}, {"start_offset": 22, "end_offset": 27, "type": "LOC"}]},
+    {"entities": [{"offset": 0, "length": 13, "category": "PER"}, {"offset": 22, "length": 5, "category": "LOC"}]},
+    {"labels": [{"start": 0, "end": 13, "labels": ["PER"], "text": "Angela Merkel"}, {"start": 22, "end": 27, "labels": ["LOC"]}]},
+    {"labels": [{"slot": "PER", "valueSpan": {"endIndex": 13}}, {"slot": "LOC", "valueSpan": {"startIndex": 22, "endIndex": 27}}]},
+    {"label": {"PER": {"Angela Merkel": [[0, 12]]}, "LOC": {"Paris": [[22, 26]]}}},  # ends included, as the texts say
+    {"label": {"PER": {"Angela Merkel": [[0, 13]]}, "LOC": {"Paris": [[22, 27]]}}},
+    {"spans": [{"start": 0, "end": 12, "tag": "PER", "text": "Angela Merkel"}, {"start": 22, "end": 26, "tag": "LOC"}]},
+    {"spans": '[{"start": 0, "end": 13, "label": "PER"}, {"start": 22, "end": 27, "label": "LOC"}]'},
+]
+
+
+@pytest.mark.parametrize("values", SAME)
+def test_every_spelling_means_the_same(values):
+    assert recognises({"text", *values}, {"text": TEXT} | values)
+    assert learned(**values) == ANSWER
+
+
+def test_restaurant_slots():
+    row = {"userInput": {"text": "for 5"}, "labels": [{"slot": "people", "valueSpan": {"startIndex": 4, "endIndex": 5}}]}
+    assert recognises(set(row), row)
+    assert [message["content"] for message in to_sample(row, "a:1").messages] == ["for 5", '{"people":["5"]}']
+    assert to_sample({"userInput": {"text": "hello"}}, "a:1").messages[1]["content"] == "{}"
+
+
+def test_none_several_and_overlapping():
+    assert learned(spans=[]) == learned(entities=[]) == "{}"
+    assert learned(spans=[[0, 13, "PER"], [0, 6, "FIRST"], [0, 13, "PER"]]) == '{"FIRST":["Angela"],"PER":["Angela Merkel"]}'
+    row = {"text": "été à 北京 😀!", "spans": [[6, 8, "LOC"], [10, 11, "END"]]}
+    assert to_sample(row, "a:1").messages[1]["content"] == '{"LOC":["北京"],"END":["!"]}'
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"spans": [[22, 28, "LOC"]]}, "LOC ends at 28, but the text has 27 characters"),
+        ({"spans": [[5, 5, "LOC"]]}, "LOC begins at 5 and ends at 5: nothing stands there"),
+        ({"spans": [[9, 5, "LOC"]]}, "nothing stands there"),
+        ({"spans": [[-3, 5, "LOC"]]}, "begins at -3"),
+        ({"spans": [[0, 5]]}, r"spans 1 is a list of 2; a span is \[start, end, type\]"),
+        ({"spans": [[0, 5, "A"], "x"]}, "spans 2 is the text 'x'"),
+        ({"spans": [{"start": "0", "end": 5, "label": "A"}]}, "spans 1: start is the text '0' and end is the number 5"),
+        ({"spans": [{"start": 0, "label": "A"}]}, "end is null"),
+        ({"spans": [{"start": 0, "end": 5}]}, "spans 1: its type is null"),
+        (
+            {"entities": [{"start": 0, "end": 6, "label": "LOC", "text": "Paris"}]},
+            "LOC is said to be 'Paris', but at 0 to 6 the text has 'Angela'",
+        ),
+        ({"label": {"LOC": {"Paris": [[0, 4]]}}}, "LOC is said to be 'Paris', but at 0 to 4 the text has 'Ange'"),
+        ({"label": {"LOC": ["Paris"]}}, "'label': 'LOC' is a list of 1"),
+        ({"spans": None}, r"'spans' is null; where a text has no spans, write \[\]"),
+        ({"spans": "Paris"}, "no JSON list"),
+        ({"spans": 3}, "'spans' is the number 3"),
+        ({}, r"no 'spans' \(the row has text\)"),
+        ({"text": "", "spans": []}, "'text' is empty"),
+    ],
+)
+def test_reasons(values, words):
+    with pytest.raises(RowError, match=words):
+        learned(**values)
+
+
+def test_recognises():
+    assert recognises({"text", "entities"}, {"text": TEXT, "entities": []})
+    for values in (
+        {"text": TEXT, "label": "greeting"},
+        {"text": TEXT, "labels": ["a", "b"]},
+        {"text": TEXT, "label": []},  # spans, or labels: the other rows say it
+        {"text": TEXT, "label": {}},
+        {"text": TEXT, "entities": {"LOC": ["Paris"]}},
+        {"tokens": ["a"], "labels": [[0, 1, "X"]]},
+        {"text": TEXT},
+    ):
+        assert not recognises(set(values), values)
