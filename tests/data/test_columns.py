@@ -102,3 +102,13 @@ def test_absent_lists_are_empty_lists_where_the_column_is_always_a_list():
 
 def test_leaves():
     assert leaves({"a": 1, "b": {"c": 1, "d": {"e": 1}}, "l": [{}], "empty": {}}) == ["a", "b.c", "b.d", "l", "empty"]
+
+
+def test_messages_and_spans_stay_what_they_are():
+    turn, span = {"from": "gpt", "value": "a"}, {"start": 0, "end": 1, "label": "X"}
+    assert renamed({"q": [turn], "a": turn}, {"prompt": "q", "completion": "a"}) == {"prompt": [turn], "completion": turn}
+    for kept in ([span], [[0, 1, "X"]], {"X": {"a": [[0, 0]]}}, []):
+        assert renamed({"m": kept}, {"label": "m"}) == {"label": kept}
+        assert renamed({"m": kept}, {"spans": "m"}) == {"spans": kept}
+    assert renamed({"m": ["a", "b"]}, {"label": "m"}) == {"label": '["a","b"]'}
+    assert absent_as_empty([{"m": [span]}, {}], Columns({"spans": "m"})) == {"spans": "[]"}

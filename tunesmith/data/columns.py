@@ -11,8 +11,8 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from tunesmith.data.fields import dig, json_text
-from tunesmith.data.formats import FORMATS, labels, spans
+from tunesmith.data.fields import dig, json_text, listed
+from tunesmith.data.formats import FORMATS, conll, labels, spans
 from tunesmith.data.sample import RowError
 from tunesmith.errors import UserError
 
@@ -31,6 +31,9 @@ STRUCTURED: tuple[str, ...] = (
 )
 STRUCTURED += ("spans", "entities", "userInput", "chosen", "rejected", "chosen_messages", "rejected_messages", "kto_tag")
 LISTS = ("spans", "entities")  # of STRUCTURED: where a row has none, an absent list means an empty one
+
+# Beside one of these a label need not be the answer.
+ANSWERS = ("answer", "answers", "output", "response", "reply", "solution", "summary", "translation")
 
 OURS = tuple(dict.fromkeys(column for module in FORMATS.values() for column in module.COLUMNS))
 
@@ -128,15 +131,16 @@ def _message(value: Any) -> bool:
 
 
 def _asked(row: dict[str, Any], wanted: Columns, question: str) -> dict[str, Any]:
-    """The row with the question that the template made, and with the label as its answer where nothing else is."""
+    """The row with the question that the template made, and with its label as the answer where that is plainly one."""
     row = row | {"prompt": question}
-    if "completion" in row:
+    if "completion" in row or "label" in wanted.columns or "text" in wanted.columns:
         return row
-    found = labels.named((name for name in row if name not in wanted.columns), labels.LABELS)
-    if "label" not in row and len(found) == 1:
-        row["label"] = row.pop(found[0])
-    if "label" in row and "text" not in wanted.columns:
-        row.pop("text", None)  # it stands in the question
+    found = [name for name in labels.named(row, labels.LABELS) if labels.short(row[name])]
+    plain = len(found) == 1 and not any(name.lower() in ANSWERS for name in row)
+    label = row[found[0]] if plain else None
+    row = {name: value for name, value in row.items() if name not in found}
+    if plain:
+        row = {name: value for name, value in row.items() if name != "text"} | {"label": label}  # the text stands in the question
     return row
 
 
@@ -168,8 +172,14 @@ def _filled(values: dict[str, Any], template: tuple[str, ...]) -> str:
             raise RowError(_no_column("data.prompt", path, part.args[0], values)) from None
         if value is None:
             raise RowError(f"data.prompt: column {path!r} is null")
-        result += json_text(value) + plain
+        result += (_sentence(value) if path == "tokens" else json_text(value)) + plain
     return result
+
+
+def _sentence(tokens: Any) -> str:
+    """Tokens as the sentence that they are."""
+    words = listed(tokens)
+    return conll.joined(words)[0] if words and all(isinstance(word, str) and word for word in words) else json_text(tokens)
 
 
 def _no_column(setting: str, path: str, part: str, values: dict[str, Any]) -> str:

@@ -2,8 +2,10 @@ import json
 
 import pytest
 
+from tunesmith.data.columns import parse, rename
 from tunesmith.data.formats.conll import AFTER_O, AFTER_OTHER, END_ALONE, MIXED, decode, joined, recognises, to_sample
 from tunesmith.data.sample import RowError
+from tunesmith.data.shape import of_row
 
 
 def learned(tokens, tags, key="tags"):
@@ -98,3 +100,12 @@ def test_recognises():
         assert recognises(set(values), values)
     for values in ({"tokens": ["a"], "tags": ["NN"]}, {"tokens": ["a"]}, {"tokens": "a", "tags": ["O"]}, {"text": "a", "tags": ["O"]}):
         assert not recognises(set(values), values)
+
+
+def test_a_template_takes_the_sentence():
+    row = {"tokens": ["In", "Paris"], "tags": ["O", "B-LOC"]}
+    wanted = parse(None, "Places: {tokens}")
+    renamed = rename(row, wanted, {})
+    assert of_row(renamed, wanted) == "conll"
+    assert [message["content"] for message in to_sample(renamed, "a:1").messages] == ["Places: In Paris", '{"LOC":["Paris"]}']
+    assert rename({"tokens": [1, 2]}, wanted, {})["prompt"] == "Places: [1,2]"

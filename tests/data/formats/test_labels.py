@@ -2,7 +2,8 @@ from typing import Any
 
 import pytest
 
-from tunesmith.data.columns import parse
+from tunesmith.data import shape
+from tunesmith.data.columns import parse, rename
 from tunesmith.data.formats.labels import LABELS, TEXTS, recognises, to_sample
 from tunesmith.data.sample import RowError
 
@@ -98,3 +99,6 @@ def test_a_question_of_a_template():
     assert asked({"text": "Nice.", "label": "good"}, None, "{text}?") == ["Nice.?", "good"]
     assert asked({"text": "Nice.", "label": "good", "note": "n"}, None, "{text}?") == ["Nice.?", "good"]
     assert asked(row | {"why": "w"}, {"completion": "why"}, "{review}") == ["Nice.", "w"]
+    assert asked(row | {"label": "good"}, {"label": "label"}, "{review}") == ["Nice.", "good"]
+    for several in ({"label": "good"}, {"answer": "w"}):
+        assert shape.of_row(rename(row | several, parse(None, "{review}"), {}), parse(None, "{review}")) == ""

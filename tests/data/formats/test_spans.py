@@ -91,3 +91,12 @@ def test_recognises():
         {"text": TEXT},
     ):
         assert not recognises(set(values), values)
+
+
+def test_what_is_to_be_done_stands_above_the_text():
+    def asked(prompt):
+        return to_sample({"text": TEXT, "spans": [], "prompt": prompt}, "a:1").messages[0]["content"]
+
+    assert asked("Name the places.") == f"Name the places.\n{TEXT}"
+    assert asked(f"In {TEXT!r}, name the places.") == f"In {TEXT!r}, name the places."
+    assert asked(None) == TEXT

@@ -4,7 +4,7 @@
 
 Such rows come from files of one token a line too. The question is the sentence, the answer its entities by type in compact
 JSON, in the order in which they appear: {"PER":["Angela Merkel"],"LOC":["Paris"]}, and {} where there are none. IOB1, IOB2
-(BIO), BIOES, BILOU and BMES are all read.
+(BIO), BIOES, BILOU and BMES are all read. A `prompt` says what is to be done; the sentence stands under it or in it.
 """
 
 import re
@@ -12,10 +12,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from tunesmith.data.fields import describe, json_text, listed, parsed_list
+from tunesmith.data.fields import describe, json_text, listed, optional_text, parsed_list
 from tunesmith.data.sample import RowError, Sample
 
-COLUMNS = ("tokens", "tags", "ner_tags", "labels")
+COLUMNS = ("tokens", "tags", "ner_tags", "labels", "prompt")
 NEEDED = ("tokens", "tags")
 TAGS = ("ner_tags", "tags", "labels")
 
@@ -61,8 +61,14 @@ def to_sample(values: dict[str, Any], origin: str) -> Sample:
     entities, notes = decode(["O" if tag == NO_TAG else tag for tag in tags])
     sentence, places = joined(tokens)
     found = [(entity.kind, sentence[places[entity.start][0] : places[entity.end - 1][1]]) for entity in entities]
-    messages = ({"role": "user", "content": sentence}, {"role": "assistant", "content": by_type(found)})
+    messages = ({"role": "user", "content": question(values, sentence)}, {"role": "assistant", "content": by_type(found)})
     return Sample(origin, messages, notes=notes)
+
+
+def question(values: dict[str, Any], text: str) -> str:
+    """The text, under what `prompt` says where it does not hold the text already. Raises RowError."""
+    prompt = optional_text(values, "prompt")
+    return text if not prompt else prompt if text in prompt else f"{prompt}\n{text}"
 
 
 def by_type(entities: Iterable[tuple[str, str]]) -> str:

@@ -41,7 +41,7 @@ def recognises(columns: set[str], values: dict[str, Any]) -> bool:
     if len(texts) != 1 or len(labels) != 1 or not isinstance(values.get(texts[0]), str):
         return False
     label = values.get(labels[0])
-    return _short(label) and all(_beside(name, values.get(name)) for name in columns - {texts[0], labels[0]})
+    return short(label) and all(_beside(name, values.get(name)) for name in columns - {texts[0], labels[0]})
 
 
 def to_sample(values: dict[str, Any], origin: str) -> Sample:
@@ -82,7 +82,7 @@ def _answer(label: Any, column: str) -> str:
     return json_text(label)
 
 
-def _short(label: Any) -> bool:
+def short(label: Any) -> bool:
     """Whether a value may be a label; one that is absent is a bad row's."""
     if isinstance(label, str):
         return len(label) <= LONGEST

@@ -5,7 +5,8 @@
 Places count characters; the end is not included, unless texts given beside them say that it is. The answer is the entities
 by type in compact JSON, in the order in which they appear: {"PER":["Angela Merkel"],"LOC":["Paris"]}, and {} where there
 are none. Read are also [start, end, type] triples, {type: {text: [[start, end]]}} as CLUENER has them, and
-{"userInput": {"text"}, "labels": [{"slot", "valueSpan"}]} as RESTAURANTS-8K has them.
+{"userInput": {"text"}, "labels": [{"slot", "valueSpan"}]} as RESTAURANTS-8K has them. A `prompt` says what is to be done;
+the text stands under it or in it.
 """
 
 import json
@@ -13,10 +14,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from tunesmith.data.fields import describe, listed, required_text
-from tunesmith.data.formats.conll import by_type
+from tunesmith.data.formats.conll import by_type, question
 from tunesmith.data.sample import RowError, Sample
 
-COLUMNS = ("text", "userInput", "spans", "entities", "labels", "label")
+COLUMNS = ("text", "userInput", "spans", "entities", "labels", "label", "prompt")
 NEEDED = ("text", "spans")
 SPANS = ("spans", "entities", "labels", "label")
 SURE = ("spans", "entities")  # names that also an empty list is a list of spans under
@@ -68,7 +69,7 @@ def to_sample(values: dict[str, Any], origin: str) -> Sample:
     more = _included(text, spans)
     found = sorted({(span.start, span.end + more, span.kind) for span in spans})
     answer = by_type((kind, text[start:end]) for start, end, kind in found)
-    return Sample(origin, ({"role": "user", "content": text}, {"role": "assistant", "content": answer}))
+    return Sample(origin, ({"role": "user", "content": question(values, text)}, {"role": "assistant", "content": answer}))
 
 
 def _spans(value: Any, key: str) -> list[Span]:
