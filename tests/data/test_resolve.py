@@ -1,7 +1,15 @@
+import json
+
 import pytest
 
+from tunesmith.data import splits
 from tunesmith.data.resolve import resolve
 from tunesmith.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
 
 
 @pytest.fixture
@@ -66,7 +74,10 @@ def test_globs(folder):
         ("data/qwertyuiop.jsonl", "no such file in the folder 'data'"),
         ("date/b.jsonl", "there is no folder 'date'"),
         ("someone/some-set", "hf download someone/some-set --repo-type dataset"),
-        ("ms:someone/some-set", "fetches no data set from a hub"),
+        (
+            "someone/some-set:en#5",
+            "some-set:en: no file here, not in the hub's cache, and the hub was not reached: HF_HUB_OFFLINE is set",
+        ),
         ("https://example.com/a.jsonl", "download it first"),
         ("data/deep/../../empty", "no such file"),
     ],
@@ -86,3 +97,87 @@ def test_an_empty_folder(folder):
 def test_builtin_names():
     with pytest.raises(UserError, match=r"builtin:nothing: no such built-in data.*there are \w+"):
         resolve("builtin:nothing")
+
+
+# --- names in data.info ---
+
+
+@pytest.fixture
+def book(folder):
+    entries = {
+        "support": {"file_name": "b.jsonl", "num_samples": 7},
+        "whole": {"file_name": "deep"},
+        "some": {"file_name": "*.jsonl"},
+        "gone": {"file_name": "bb.jsonl"},
+        "far": {"hf_hub_url": "someone/some-set", "subset": "en", "split": "test"},
+        "b.jsonl": {"file_name": "a.csv"},
+    }
+    (folder / "data" / "dataset_info.json").write_text(json.dumps(entries))
+    return folder
+
+
+def test_a_name_is_read_beside_its_book(book):
+    found = resolve("support")
+    assert ([file.name for file in found.files], found.rows) == (["data/b.jsonl"], 7)
+    assert resolve("support#3").rows == 3
+    assert found.files[0].adapt == resolve("support").files[0].adapt is not None and found.files[0].documents == "line"
+    assert names("whole") == ["data/deep/c.txt", "data/deep/d.jsonl.gz"] and names("some") == ["data/b.jsonl", "data/x#1.jsonl"]
+    assert resolve("data/b.jsonl").files[0].adapt is None
+
+
+def test_another_book(book):
+    (book / "mine.json").write_text(json.dumps({"support": {"file_name": "data/a.csv"}}))
+    assert [file.name for file in resolve("support", "mine.json").files] == ["data/a.csv"]
+    with pytest.raises(UserError, match=r"data\.info: none\.json: no such file"):
+        resolve("support", "none.json")
+
+
+def test_a_path_counts_before_a_name_and_that_is_said(book):
+    (book / "support").write_text("x")
+    file = resolve("support").files[0]
+    assert file.adapt is None and "support is a path here and also a name in data/dataset_info.json" in file.notes[-1]
+
+
+def test_an_entry_whose_file_is_not_there(book):
+    with pytest.raises(UserError, match=r"dataset_info\.json: gone: file_name: data/bb.jsonl: no such file; did you mean 'data/b.jsonl'"):
+        resolve("gone")
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("suport", "suport: no such file, and no data set of that name in data/dataset_info.json; did you mean 'support' (in data/"),
+        ("tickts", "did you mean 'builtin:tickets' or"),
+        ("qwertyuiop", "no data set of that name in data/dataset_info.json; a hub id is written OWNER/NAME"),
+    ],
+)
+def test_the_nearest_names_of_all_kinds(book, source, words):
+    with pytest.raises(UserError) as error:
+        resolve(source)
+    assert words in str(error.value)
+
+
+def test_a_broken_book_that_nobody_named_is_said_where_nothing_is_found(folder):
+    with pytest.raises(UserError, match=r"qwerty: no such file[^\n]*\ndata.info: data/dataset_info.json:1: not valid JSON"):
+        resolve("qwerty")
+    assert names("data/b.jsonl") == ["data/b.jsonl"]
+
+
+# --- hubs ---
+
+
+def test_hub_ids_and_entries_on_hubs_are_fetched(book, monkeypatch):
+    asked = []
+
+    def fetch(named, **rest):
+        asked.append((str(named), rest))
+        return book, splits.Choice(("data/b.jsonl", "data/a.csv"), ("left out: some",))
+
+    monkeypatch.setattr("tunesmith.data.hub.fetch", fetch)
+    found = resolve("ms:someone/some-set:en#5")
+    assert found.rows == 5 and asked.pop() == ("ms:someone/some-set:en", {})
+    assert [file.name for file in found.files] == ["ms:someone/some-set/data/b.jsonl", "ms:someone/some-set/data/a.csv"]
+    assert [file.notes for file in found.files] == [("left out: some",), ()]
+    found = resolve("far")
+    assert asked.pop() == ("someone/some-set", {"subset": "en", "split": "test", "folder": ""})
+    assert found.files[0].path == book / "data" / "b.jsonl" and found.files[0].adapt is not None

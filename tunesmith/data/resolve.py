@@ -1,11 +1,18 @@
-"""What the user names as data becomes files: a file, a folder, a glob, a built-in set, each perhaps with `#500` behind it."""
+"""What the user names as data becomes files: a path, `builtin:NAME`, a name in `data.info`, a hub id, each perhaps with `#500` behind it.
+
+In this order: an existing file, folder or pattern counts before a name, and a name in a `dataset_info.json` before a hub id.
+"""
 
 import difflib
 import glob
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from tunesmith.data import hub, splits
+from tunesmith.data import info as books
+from tunesmith.data.adapt import Adapt
+from tunesmith.data.info import Book
 from tunesmith.data.recognise import SUFFIXES
 from tunesmith.errors import UserError
 
@@ -19,6 +26,8 @@ class File:
     name: str  # as the user wrote it
     path: Path | None
     notes: tuple[str, ...] = ()  # what was left out beside it
+    adapt: Adapt | None = None  # how its rows are meant, where `data.info` says it
+    documents: str = ""  # what one document of a .txt file is, where `data.info` names the file; "": as `data.documents` says
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,15 +38,35 @@ class Resolved:
     rows: int | None = None
 
 
-def resolve(source: str) -> Resolved:
-    """The files that a source names. Raises UserError with the nearest existing name."""
+def resolve(source: str, info: str = "auto") -> Resolved:
+    """The files that a source names; `info` is `data.info`. Raises UserError with the nearest names of all kinds."""
     if source.startswith("builtin:"):
         name, rows = _cut(source)
         return Resolved((File(_builtin(name), None),), rows)
     if Path(source).expanduser().exists():
-        return Resolved(_files(source))
+        return Resolved(_beside_a_name(source, _files(source), info))
     name, rows = _cut(source)
-    return Resolved(_files(name), rows)
+    if Path(name).expanduser().exists() or glob.has_magic(name):
+        return Resolved(_files(name), rows)
+    book, flaw = _book(info)
+    if book is not None and name in book.entries:
+        found = _named(name, book)
+        return Resolved(found.files, rows or found.rows)
+    named = splits.parse(name)
+    if named is not None and _may_be_a_hub_id(name, named):
+        folder, choice = hub.fetch(named)
+        return Resolved(_fetched(str(named), folder, choice), rows)
+    raise UserError(_missing(name, Path(name).expanduser(), book), *flaw)
+
+
+def _book(info: str) -> tuple[Book | None, tuple[str, ...]]:
+    """The book, or why it cannot be read: one that nobody named must not stand in the way of a hub id."""
+    try:
+        return books.load(info), ()
+    except UserError as error:
+        if info != "auto":
+            raise
+        return None, error.problems
 
 
 def _cut(source: str) -> tuple[str, int | None]:
@@ -64,18 +93,21 @@ def _builtin(source: str) -> str:
     return source
 
 
+# --- paths ---
+
+
 def _files(name: str) -> tuple[File, ...]:
     path = Path(name).expanduser()
     if path.is_dir():
         return _folder(name, path)
     if path.exists():
         return (File(name, path),)
-    if glob.has_magic(name):
-        found = sorted(match for match in glob.glob(str(path), recursive=True) if Path(match).is_file())
-        if not found:
-            raise UserError(f"{name}: no file matches this pattern")
-        return tuple(File(match, Path(match)) for match in found)
-    raise UserError(_missing(name, path))
+    if not glob.has_magic(name):
+        raise UserError(_no_file(name, path))
+    found = sorted(match for match in glob.glob(str(path), recursive=True) if Path(match).is_file())
+    if not found:
+        raise UserError(f"{name}: no file matches this pattern")
+    return tuple(File(match, Path(match)) for match in found)
 
 
 def _folder(name: str, folder: Path) -> tuple[File, ...]:
@@ -97,18 +129,77 @@ def _folder(name: str, folder: Path) -> tuple[File, ...]:
     return tuple(File(written, path, notes if index == 0 else ()) for index, (written, path) in enumerate(taken))
 
 
-def _missing(name: str, path: Path) -> str:
-    """What to say of a path that does not exist."""
+def _beside_a_name(source: str, files: tuple[File, ...], info: str) -> tuple[File, ...]:
+    """A path counts before a name; where the same word is both, that is said."""
+    book = _book(info)[0] if "/" not in source else None
+    if book is None or source not in book.entries:
+        return files
+    note = f"{source} is a path here and also a name in {book.path}: the path is read; rename one of them to read the other"
+    return (replace(files[0], notes=(*files[0].notes, note)), *files[1:])
+
+
+# --- names ---
+
+
+def _named(name: str, book: Book) -> Resolved:
+    """The files of an entry of `data.info`."""
+    entry = books.entry(book, name)
+    if entry.kind == "file":
+        written = str(book.path.parent / entry.place)
+        try:
+            files = _files(written)
+        except UserError as error:
+            raise UserError(*(f"{book.path}: {name}: file_name: {problem}" for problem in error.problems)) from None
+    else:
+        named = splits.Named(entry.place, "ms:" if entry.kind == "ms" else "")
+        folder, choice = hub.fetch(named, subset=entry.subset, split=entry.split, folder=entry.folder)
+        files = _fetched(str(named), folder, choice)
+    return Resolved(tuple(replace(file, adapt=entry.adapt, documents="line") for file in files), entry.rows)
+
+
+def _fetched(name: str, folder: Path, choice: splits.Choice) -> tuple[File, ...]:
+    bare = name.partition(":")[0] if not name.startswith("ms:") else "ms:" + name[3:].partition(":")[0]
+    return tuple(File(f"{bare}/{inside}", folder / inside, choice.notes if index == 0 else ()) for index, inside in enumerate(choice.files))
+
+
+def _may_be_a_hub_id(name: str, named: splits.Named) -> bool:
+    """`data/train.jsonl` is a path with a slip in it, not a data set of the owner `data`."""
+    suffix = Path(named.name).suffix.lower()
+    return bool(named.market) or (suffix not in (*SUFFIXES, ".gz") and not Path(name).expanduser().parent.is_dir())
+
+
+def _missing(name: str, path: Path, book: Book | None) -> str:
+    """What to say of a name that is nothing."""
     if re.match(r"https?://", name):
         return f"{name}: data is read from files; download it first (curl -LO {name}) and name the file"
+    if "/" not in name and (near := _nearest_name(name, path, book)):
+        return near
+    if "/" in name or path.suffix.lower() in SUFFIXES:
+        return _no_file(name, path)
+    where = f"no data set of that name in {book.path}" if book else f"there is no {books.FILE} here or in ./data that could name it"
+    return f"{_no_file(name, path)}, and {where}; a hub id is written OWNER/NAME"
+
+
+def _no_file(name: str, path: Path) -> str:
     folder = path.parent
-    known_suffix = any(suffix.lower() in SUFFIXES for suffix in path.suffixes)
-    if re.fullmatch(r"(ms:)?[\w.-]+/[\w.-]+", name) and not known_suffix and not folder.is_dir():
-        fetch = f"hf download {name.removeprefix('ms:')} --repo-type dataset --local-dir data"
-        return f"{name}: no such file or folder. This version fetches no data set from a hub: download it ({fetch}) and name the file"
     if not folder.is_dir():
         existing = next(parent for parent in folder.parents if parent.is_dir())
         return f"{name}: no such file; there is no folder {str(folder)!r} (the path is right up to {str(existing)!r})"
     names = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
     near = difflib.get_close_matches(path.name, names, n=1, cutoff=0.6)
     return f"{name}: no such file" + (f"; did you mean {str(folder / near[0])!r}?" if near else f" in the folder {str(folder)!r}")
+
+
+def _nearest_name(name: str, path: Path, book: Book | None) -> str:
+    """What was likely meant among files beside it, built-in sets and names of the book; "" where nothing is near."""
+    from tunesmith.data.builtin import BUILTIN
+
+    folder = path.parent
+    files = [entry.name for entry in folder.iterdir() if not entry.name.startswith(".")] if folder.is_dir() else []
+    known = {each.partition(".")[0]: f"{each!r} (a file here)" for each in files} | {each: f"{each!r} (a file here)" for each in files}
+    known |= {each: f"'builtin:{each}'" for each in BUILTIN}
+    if book:
+        known |= {each: f"{each!r} (in {book.path})" for each in book.entries}
+    near = difflib.get_close_matches(name, known, n=2, cutoff=0.6)
+    kinds = f"no such file, and no data set of that name in {book.path}" if book else "no such file"
+    return f"{name}: {kinds}; did you mean {' or '.join(dict.fromkeys(known[each] for each in near))}?" if near else ""

@@ -1,0 +1,137 @@
+import pickle
+
+import pytest
+
+from tunesmith.data import info
+from tunesmith.data.sample import RowError
+
+
+def adapt(tmp_path, entry):
+    book = info.Book(tmp_path / "dataset_info.json", {"mine": {"file_name": "x.json"} | entry})
+    return info.entry(book, "mine").adapt
+
+
+ALPACA = {"columns": {"prompt": "ask", "query": "context", "response": "reply", "system": "sys", "history": "past"}}
+CHAT = {"formatting": "sharegpt"}
+TAGGED = {
+    "formatting": "sharegpt",
+    "columns": {"messages": "turns", "system": "sys", "tools": "tools"},
+    "tags": {"role_tag": "who", "content_tag": "says", "user_tag": "U", "assistant_tag": "A", "observation_tag": "O", "function_tag": "F"},
+}
+
+
+def test_alpaca(tmp_path):
+    row = {"ask": "Add", "context": "1 2", "reply": "3", "sys": "Be brief.", "past": [["a", "b"]], "id": 7}
+    expected = {"instruction": "Add", "input": "1 2", "output": "3", "system": "Be brief.", "history": [["a", "b"]]}
+    assert adapt(tmp_path, ALPACA)(row) == expected
+    assert adapt(tmp_path, ALPACA)({"ask": None, "context": "Only this?", "reply": "Yes"}) == {"instruction": "Only this?", "output": "Yes"}
+    assert adapt(tmp_path, {})({"instruction": "Hi", "input": "", "output": "Hello"}) == {"instruction": "Hi", "output": "Hello"}
+
+
+def test_alpaca_with_tools_is_a_conversation(tmp_path):
+    adapter = adapt(tmp_path, {"columns": {"prompt": "q", "response": "a", "tools": "t", "history": "h"}})
+    assert adapter({"q": "Weather?", "a": "Sunny", "t": '[{"name": "w"}]', "h": [["Hi", "Hello"]]}) == {
+        "conversations": [
+            {"from": "human", "value": "Hi"},
+            {"from": "gpt", "value": "Hello"},
+            {"from": "human", "value": "Weather?"},
+            {"from": "gpt", "value": "Sunny"},
+        ],
+        "tools": '[{"name": "w"}]',
+    }
+    assert adapter({"q": "Weather?", "a": "Sunny", "t": "", "h": None}) == {"instruction": "Weather?", "output": "Sunny"}
+
+
+def test_only_a_prompt_is_raw_text(tmp_path):
+    assert adapt(tmp_path, {"columns": {"prompt": "body"}})({"body": "Once upon", "url": "x"}) == {"text": "Once upon"}
+
+
+def test_pairs(tmp_path):
+    named = {"prompt": "q", "query": "more", "chosen": "yes", "rejected": "no", "history": "h"}
+    adapter = adapt(tmp_path, {"ranking": True, "columns": named})
+    assert adapter({"q": "Q", "more": "M", "yes": "1", "no": "2"}) == {"prompt": "Q\nM", "chosen": "1", "rejected": "2"}
+    found = adapter({"q": "Q", "more": "", "yes": "1", "no": "2", "h": [["a", "b"]]})
+    assert [turn["value"] for turn in found["conversations"]] == ["a", "b", "Q"] and found["rejected"] == "2"
+    chats = adapt(tmp_path, {"ranking": True, "formatting": "sharegpt"})
+    turns = [{"from": "human", "value": "Q"}]
+    pair = {"chosen": {"from": "gpt", "value": "1"}, "rejected": {"from": "gpt", "value": "2"}}
+    assert chats({"conversations": turns} | pair) == {"conversations": turns} | pair
+    assert chats({"conversations": turns, "chosen": "1", "rejected": [{"from": "gpt", "value": "2"}]}) == {
+        "conversations": turns,
+        "chosen": {"from": "gpt", "value": "1"},
+        "rejected": [{"from": "gpt", "value": "2"}],
+    }
+    with pytest.raises(RowError, match="'rejected' is absent: the pair lacks its rejected side"):
+        chats({"conversations": turns, "chosen": "1"})
+    with pytest.raises(RowError, match="'no' is null: there is nothing to learn"):
+        adapter({"q": "Q", "yes": "1", "no": None})
+
+
+def test_answers_judged_one_by_one(tmp_path):
+    adapter = adapt(tmp_path, {"columns": {"prompt": "q", "response": "a", "kto_tag": "good"}})
+    assert adapter({"q": "Q", "a": "A", "good": False}) == {"prompt": "Q", "completion": "A", "label": False}
+    assert adapter({"q": "Q", "a": "A", "good": "TRUE"})["label"] is True
+    with pytest.raises(RowError, match="'good' is the text 'maybe'; whether an answer is good is true or false"):
+        adapter({"q": "Q", "a": "A", "good": "maybe"})
+    chat = adapt(tmp_path, {"formatting": "sharegpt", "columns": {"messages": "m", "kto_tag": "ok"}})
+    assert chat({"m": [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}], "ok": True})["label"] is True
+
+
+def test_tags_become_the_usual_names(tmp_path):
+    said = [("system", "S"), ("U", "q"), ("F", '{"name": "f", "arguments": {}}'), ("O", "r"), ("A", "a")]
+    row = {"turns": [{"who": who, "says": says} for who, says in said], "sys": "S", "tools": '[{"name": "f"}]'}
+    found = adapt(tmp_path, TAGGED)(row)
+    assert [turn["from"] for turn in found["conversations"]] == ["system", "human", "function_call", "observation", "gpt"]
+    assert found["tools"] == '[{"name": "f"}]' and "system" not in found  # the same system prompt is not said twice
+    with pytest.raises(RowError, match="message 1 is from 'human'; the entry 'mine' knows U, A, O, F, system: add it to its tags"):
+        adapt(tmp_path, TAGGED)({"turns": [{"who": "human", "says": "q"}]})
+    with pytest.raises(RowError, match=r"message 1 has from, value; .*reads the role from 'who' and the text from 'says'"):
+        adapt(tmp_path, TAGGED)({"turns": [{"from": "U", "value": "q"}]})
+
+
+def test_roles_that_no_tag_names(tmp_path):
+    turns = [{"from": who, "value": "x"} for who in ("system", "Human", "assistant", "user", "chatgpt", "tool")]
+    found = adapt(tmp_path, CHAT)({"conversations": turns})
+    assert [turn["from"] for turn in found["conversations"]] == ["system", "human", "gpt", "human", "gpt", "observation"]
+
+
+def test_openai_messages_keep_what_only_they_have(tmp_path):
+    call = {"type": "function", "function": {"name": "f", "arguments": "{}"}}
+    row = {
+        "messages": [
+            {"role": "user", "content": "q"},
+            {"role": "assistant", "content": None, "tool_calls": [call], "reasoning_content": "hm"},
+            {"role": "tool", "content": "r", "tool_call_id": "1"},
+            {"role": "assistant", "content": "a"},
+        ]
+    }
+    assert adapt(tmp_path, {"formatting": "openai"})(row) == row
+    tags = {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"}
+    entry = {"formatting": "sharegpt", "columns": {"messages": "messages"}, "tags": tags}
+    assert adapt(tmp_path, entry)(row) == row  # a ShareGPT turn has no place for calls
+    said = {"messages": [{"role": "user", "content": "q"}, {"role": "function_call", "content": '{"name": "f", "arguments": {}}'}]}
+    found = adapt(tmp_path, {"formatting": "openai"})(said)["messages"][1]
+    assert found == {"role": "assistant", "content": "", "tool_calls": [{"name": "f", "arguments": {}}]}
+
+
+def test_rows_with_pictures_are_refused_by_name(tmp_path):
+    adapter = adapt(tmp_path, {"formatting": "sharegpt", "columns": {"messages": "m", "images": "pics", "audios": "sounds"}})
+    with pytest.raises(RowError, match="'pics' names images: only text is learned"):
+        adapter({"m": [{"from": "human", "value": "<image>?"}], "pics": ["a.png"], "sounds": []})
+    assert adapter({"m": [{"from": "human", "value": "q"}], "pics": []})
+
+
+def test_a_row_that_does_not_fit_names_the_entry_s_column(tmp_path):
+    with pytest.raises(RowError, match=r"no 'reply' \(the row has ask, answer\); the entry 'mine' takes its response from there"):
+        adapt(tmp_path, ALPACA)({"ask": "Q", "answer": "A"})
+    with pytest.raises(RowError, match="'reply' is empty: there is nothing to learn"):
+        adapt(tmp_path, ALPACA)({"ask": "Q", "reply": " "})
+    with pytest.raises(RowError, match="'conversations' is a list of turns: say formatting sharegpt"):
+        adapt(tmp_path, {})({"conversations": [{}]})
+    with pytest.raises(RowError, match="'ask' is the number 3, not a text"):
+        adapt(tmp_path, ALPACA)({"ask": 3, "reply": "A"})
+
+
+def test_it_goes_to_other_processes(tmp_path):
+    adapter = adapt(tmp_path, TAGGED)
+    assert pickle.loads(pickle.dumps(adapter)) == adapter
