@@ -1,9 +1,17 @@
+import json
 import pickle
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tunesmith.data import info
-from tunesmith.data.sample import RowError
+from tunesmith.data.resolve import resolve
+from tunesmith.data.sample import FileReport, RowError, Sample
+from tunesmith.data.sources import Reading, read_samples
+
+GOLDEN = json.loads((Path(__file__).parent / "golden" / "llamafactory.json").read_text(encoding="utf-8"))
+DEMO = Path(__file__).resolve().parents[3] / "shared" / "data" / "llamafactory_demo"
 
 
 def adapt(tmp_path, entry):
@@ -51,7 +59,7 @@ def test_pairs(tmp_path):
     adapter = adapt(tmp_path, {"ranking": True, "columns": named})
     assert adapter({"q": "Q", "more": "M", "yes": "1", "no": "2"}) == {"prompt": "Q\nM", "chosen": "1", "rejected": "2"}
     found = adapter({"q": "Q", "more": "", "yes": "1", "no": "2", "h": [["a", "b"]]})
-    assert [turn["value"] for turn in found["conversations"]] == ["a", "b", "Q"] and found["rejected"] == "2"
+    assert [turn["value"] for turn in found["conversations"]] == ["a", "b", "Q"] and found["rejected"] == {"from": "gpt", "value": "2"}
     chats = adapt(tmp_path, {"ranking": True, "formatting": "sharegpt"})
     turns = [{"from": "human", "value": "Q"}]
     pair = {"chosen": {"from": "gpt", "value": "1"}, "rejected": {"from": "gpt", "value": "2"}}
@@ -135,3 +143,106 @@ def test_a_row_that_does_not_fit_names_the_entry_s_column(tmp_path):
 def test_it_goes_to_other_processes(tmp_path):
     adapter = adapt(tmp_path, TAGGED)
     assert pickle.loads(pickle.dumps(adapter)) == adapter
+
+
+# --- against LLaMA-Factory's own converter: golden/make.py ---
+
+THEIR_ROLES = {"user": "user", "assistant": "assistant", "tool": "observation", "system": "system"}
+
+
+def read(source: str, book: str) -> tuple[list[Sample], list[FileReport]]:
+    """The samples of a name in a book, and the reports on its files."""
+    samples: list[Sample] = []
+    reports: list[FileReport] = []
+    for file in resolve(source, book).files:
+        reports.append(FileReport(file.name))
+        samples += read_samples(file, Reading(adapt=file.adapt, documents=file.documents), reports[-1])
+    return samples, reports
+
+
+def as_theirs(message: dict[str, Any]) -> tuple[str, Any]:
+    """Role and text as LLaMA-Factory has them, where calls are a role of their own with JSON for a text."""
+    calls = [call["function"] for call in message.get("tool_calls", ())]
+    return ("function", calls) if calls else (THEIR_ROLES[message["role"]], message["content"])
+
+
+def theirs(message: dict[str, Any]) -> tuple[str, Any]:
+    if message["role"] != "function":
+        return message["role"], message["content"]
+    calls = json.loads(message["content"])
+    calls = calls if isinstance(calls, list) else [calls]
+    arguments = [call["arguments"] for call in calls]
+    parsed = [json.loads(each) if isinstance(each, str) else each for each in arguments]
+    return "function", [{"name": call["name"], "arguments": each} for call, each in zip(calls, parsed, strict=True)]
+
+
+@pytest.mark.parametrize("case", GOLDEN, ids=range(len(GOLDEN)))
+def test_the_same_as_llamafactory_s_own_converter(case, tmp_path):
+    (tmp_path / "rows.jsonl").write_text(json.dumps(case["row"]) + "\n")
+    (tmp_path / "dataset_info.json").write_text(json.dumps({"mine": {"file_name": "rows.jsonl"} | case["entry"]}))
+    samples, (report,) = read("mine", str(tmp_path))
+    prompt, response = case["theirs"]["prompt"], case["theirs"]["response"]
+    if not prompt:  # a row that they leave out with a line in their log is a bad row with its line here
+        assert not samples and [bad.line for bad in report.bad] == [1]
+        return
+    (sample,) = samples
+    if not response:  # theirs for pretraining: here raw text
+        assert sample.text == prompt[0]["content"] and not sample.messages
+        return
+    # On purpose: they put "detailed thinking off" behind every OpenAI row's system prompt; here a row's system prompt stays as it is.
+    system = (case["theirs"]["system"] or "").removesuffix("detailed thinking off").strip()
+    found = [as_theirs(message) for message in sample.messages]
+    expected = ([("system", system)] if system else []) + [theirs(message) for message in prompt]
+    judged = "kto_tag" in case["entry"].get("columns", {})
+    if judged:  # theirs: the answer on the side of the good or of the bad ones, the other side empty
+        assert sample.desirable is bool(response[0]["content"])
+        response = [message for message in response if message["content"]]
+    if case["entry"].get("ranking"):
+        assert [as_theirs(message) for message in sample.rejected] == [theirs(response.pop())]
+    assert found == expected + [theirs(message) for message in response]
+    tools = case["theirs"]["tools"] and [tool.get("function", tool) for tool in json.loads(case["theirs"]["tools"])]
+    assert [tool["function"] for tool in sample.tools] == (tools or [])
+
+
+DEMO_ROWS = {
+    "identity": (91, 91, "alpaca"),
+    "alpaca_en_demo": (999, 999, "alpaca"),
+    "alpaca_zh_demo": (1000, 1000, "alpaca"),
+    "glaive_toolcall_en_demo": (300, 300, "sharegpt"),
+    "glaive_toolcall_zh_demo": (300, 298, "sharegpt"),  # two rows in which a tool answers that nobody called
+    "dpo_en_demo": (299, 299, "preference"),
+    "dpo_zh_demo": (300, 300, "preference"),
+    "kto_en_demo": (300, 300, "preference"),
+    "wiki_demo": (30, 30, "text"),  # a text file of which each line is a document, as for LLaMA-Factory
+    "c4_demo": (300, 300, "text"),
+}
+
+
+@pytest.mark.skipif(not DEMO.is_dir(), reason="the demo data of LLaMA-Factory is not there")
+@pytest.mark.parametrize("name", DEMO_ROWS)
+def test_llamafactory_s_demo_data_by_name(name):
+    samples, (report,) = read(name, str(DEMO))
+    assert (report.rows, len(samples), report.format) == DEMO_ROWS[name]
+
+
+@pytest.mark.skipif(not DEMO.is_dir(), reason="the demo data of LLaMA-Factory is not there")
+def test_every_entry_of_llamafactory_s_own_file_is_understood():
+    book = info.load(str(DEMO))
+    assert book is not None
+    entries = [info.entry(book, name) for name in book.entries]
+    local = {entry.name for entry in entries if entry.kind == "file" and (DEMO / entry.place).exists()}
+    assert (len(entries), local) == (104, set(DEMO_ROWS))
+
+
+def test_pictures_make_every_row_unusable_by_name(tmp_path):
+    turns = [{"role": "user", "content": "<image>What?"}, {"role": "assistant", "content": "A cat"}]
+    rows = [{"messages": turns, "images": ["cat.jpg"]}] * 2
+    tags = {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"}
+    entry = {"file_name": "rows.json", "formatting": "sharegpt", "columns": {"messages": "messages", "images": "images"}, "tags": tags}
+    (tmp_path / "rows.json").write_text(json.dumps(rows, indent=1))
+    (tmp_path / "dataset_info.json").write_text(json.dumps({"mllm": entry}))
+    samples, (report,) = read("mllm", str(tmp_path))
+    assert not samples and [(bad.line, bad.reason.partition(":")[0]) for bad in report.bad] == [
+        (2, "'images' names images"),
+        (17, "'images' names images"),
+    ]

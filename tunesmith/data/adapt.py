@@ -52,7 +52,9 @@ class Adapt:
         beside = self._beside(values)
         if "chosen" in self.columns:
             pair = {side: self._answer(values, side) for side in ("chosen", "rejected")}
-            return self._asked(question, query, values, beside) | pair
+            asked = self._asked(question, query, values, beside)
+            turns = {side: {"from": "gpt", "value": answer} for side, answer in pair.items()}
+            return asked | (turns if "conversations" in asked else pair)
         if "response" not in self.columns:
             return {"text": "\n".join(filter(None, (question, query)))}
         answer = self._answer(values, "response")
