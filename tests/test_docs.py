@@ -132,10 +132,11 @@ def test_the_first_steps_say_what_the_program_says(tmp_path: Path, monkeypatch: 
     table = next(block for block in blocks(ROOT / "docs/start.md", "csv") if block.startswith("question,answer"))
     monkeypatch.chdir(tmp_path)
     Path("shop.csv").write_text(table, encoding="utf-8")
-    [report] = check(["shop.csv"], understand("auto", {}, None, guess=True))
+    [checked] = check(["shop.csv"], understand("auto", {}, None, guess=True))
+    report = checked.report
     assert f"shop.csv: {report.good} of {report.rows} rows usable ({report.format}, {report.encoding})" in page
     assert report.bad and all(f"shop.csv:{row.line}: {row.reason}" in page for row in report.bad)
-    assert all(f"shop.csv: note: {warning}" in page for warning in report.warnings)
+    assert all(f"shop.csv: note: {warning}" in page for warning in checked.warnings())
 
 
 def test_every_method_stands_in_the_pages_that_list_them() -> None:

@@ -4,9 +4,8 @@ from pathlib import Path
 import pytest
 
 from tunesmith.data import builtin
-from tunesmith.data.resolve import File
 from tunesmith.data.sample import FileReport, Sample
-from tunesmith.data.sources import load_file, load_samples, pick, understand, weigh
+from tunesmith.data.sources import load_samples, pick, weigh
 from tunesmith.errors import UserError
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"
@@ -191,54 +190,6 @@ def test_builtin_rows(monkeypatch):
     assert len(samples) == 2
     assert {sample.origin for sample in samples} < {f"builtin:pairs:{line}" for line in (1, 2, 3)}
     assert (reports[0].file, reports[0].rows, reports[0].format) == ("builtin:pairs", 3, "prompt")
-
-
-NOT_YET = {
-    # refused, with the command that converts them
-    "utf16le_excel.tsv", "gb18030.csv", "gbk.jsonl", "shift_jis.csv", "euc_kr.csv", "big5.csv", "latin1_cp1252.csv",
-    "conll_broken.txt", "conll_bio_illegal.txt", "preference_broken.json",  # shapes that this version does not read
-    "huge_line.jsonl", "long_example_zh.jsonl",  # too long for a model, which is seen when rows are tokenised
-    "exact_duplicates.jsonl", "leak_test.jsonl",  # usable rows, which the report warns of
-    "mixed_roles.jsonl",  # its ShareGPT row is bad as long as that shape is not read
-}  # fmt: skip
-MANIFEST = json.loads((SHARED / "dirty/manifest.json").read_text(encoding="utf-8")) if (SHARED / "dirty").is_dir() else []
-
-
-@pytest.mark.skipif(not MANIFEST, reason="needs the shared data sets")
-@pytest.mark.parametrize("case", [case for case in MANIFEST if case["file"] not in NOT_YET], ids=lambda case: case["file"])
-def test_broken_files(case):
-    report = FileReport(case["file"])
-    refused = ""
-    try:
-        load_file(File(case["file"], SHARED / "dirty" / case["file"]), understand(guess=True), report)
-    except UserError as error:
-        refused = str(error)
-    if case["rows_good"] is not None:
-        assert report.good == case["rows_good"]
-    if isinstance(case["bad_lines"], list):
-        assert [row.line for row in report.bad] == case["bad_lines"]
-    assert bool(refused) == (report.rows == 0)
-    assert report.rows == report.good + len(report.bad)
-
-
-@pytest.mark.skipif(not MANIFEST, reason="needs the shared data sets")
-@pytest.mark.parametrize(
-    ("file", "encoding"),
-    [
-        ("gb18030.csv", "GB18030"),
-        ("gbk.jsonl", "GB18030"),
-        ("shift_jis.csv", "Shift-JIS"),
-        ("euc_kr.csv", "EUC-KR"),
-        ("big5.csv", "Big5"),
-        ("latin1_cp1252.csv", "Windows-1252"),
-        ("utf16le_excel.tsv", "UTF-16LE"),
-    ],
-)
-def test_real_files_in_other_encodings_are_named(file, encoding):
-    report = FileReport(file)
-    with pytest.raises(UserError, match=f"{encoding}.*iconv"):
-        load_file(File(file, SHARED / "dirty" / file), understand(), report)
-    assert report.encoding == encoding
 
 
 @pytest.mark.skipif(not (SHARED / "restaurant8k_slots").is_dir(), reason="needs the shared data sets")

@@ -1,18 +1,29 @@
-"""What the model sees of a row: its tokens, coloured by what is learned."""
+"""What the model sees of a row: its tokens, coloured by what is learned, and beside it what a server would feed.
+
+Texts are printed as they are: line breaks break the line, special tokens stand in their own words, and nothing is put in
+but the ⟦ ⟧ around learned tokens where there are no colours. What is printed in colours can be copied and used again.
+"""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
 from tunesmith.data.overlength import OnOverlength, fit
+from tunesmith.data.pairs import with_rejected
 from tunesmith.data.render import Document, Renderer
-from tunesmith.data.sample import RowError, Sample
+from tunesmith.data.sample import BadRow, RowError, Sample
+from tunesmith.data.served import Served, difference, served
+from tunesmith.data.sources import where
 
 FED = ("bright_black", "white")  # two shades in turn, so that each token's border is seen
 LEARNED = ("bold green", "bold bright_green")
+WIDE = 100  # columns from which two texts stand beside each other
+LEGEND = "learned: green; only fed: grey and white; each change of shade is a new token"
+LEGEND_PLAIN = "learned: between ⟦ and ⟧; only fed: the rest"
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,65 +35,130 @@ class Piece:
     learned: bool
 
 
+@dataclass(frozen=True, slots=True)
+class View:
+    """How rows are shown."""
+
+    renderer: Renderer
+    console: Console
+    max_length: int
+    on_overlength: OnOverlength
+    served: bool
+
+    @property
+    def coloured(self) -> bool:
+        return self.console.is_terminal and self.console.color_system is not None and not self.console.no_color
+
+    @property
+    def wide(self) -> bool:
+        return self.console.is_terminal and self.console.width >= WIDE
+
+
 def show(
-    samples: Sequence[Sample],
+    rows: Sequence[Sample | BadRow],
     renderer: Renderer,
-    n: int = 3,
     *,
     max_length: int = 1024,
     on_overlength: OnOverlength = "truncate",
     served: bool = False,
     console: Console | None = None,
 ) -> int:
-    """Print the documents of the first `n` samples; 0, or 2 where one of them cannot be used.
+    """Print the documents of the rows; 0, or 2 where one of them cannot be used.
 
-    In a terminal learned tokens are green; elsewhere they stand in ⟦ ⟧. `served`: the prompt that a server would feed
-    before each learned answer is made anew and compared with the document.
+    Where there are colours learned tokens are green; elsewhere they stand in ⟦ ⟧. `served`: what a server feeds before each
+    learned answer, made by the model's own chat template, stands beside it and is compared token by token.
     """
     console = console or Console(soft_wrap=True, highlight=False)
-    code = 0
-    for sample in samples[:n]:
-        try:
-            fitted = fit(sample, renderer.documents(sample), renderer, max_length=max_length, on_overlength=on_overlength)
-        except RowError as error:
-            console.print(Text(f"{sample.origin}: cannot be used: {error}", "red"))
-            code = 2
-            continue
-        code = code if fitted.documents else 2
-        _print_row(sample, fitted.documents, f"{fitted.fate}{': ' * bool(fitted.reason)}{fitted.reason}", renderer, served, console)
-    _print_notes(renderer, console)
-    return code
-
-
-def _print_row(sample: Sample, documents: Sequence[Document], fate: str, renderer: Renderer, served: bool, console: Console) -> None:
-    for number, document in enumerate(documents, 1):
-        of = f", document {number} of {len(documents)}" if len(documents) > 1 else ""
-        share = document.learned / len(document.ids)
-        console.print(
-            Text(f"{sample.origin}{of}: {len(document.ids)} tokens, {document.learned} learned ({share:.0%}), row {fate}", "bold cyan")
-        )
-        console.print(_coloured(document, renderer.tokenizer) if console.is_terminal else Text(bracketed(document, renderer.tokenizer)))
-        if served:
-            _print_served(sample, document, renderer, console)
-        console.print()
-    if not documents:
-        console.print(Text(f"{sample.origin}: not used, {fate}", "red"))
-
-
-def _print_served(sample: Sample, document: Document, renderer: Renderer, console: Console) -> None:
-    for turn, (start, end) in zip(document.turns, document.spans, strict=True):
-        ids = renderer.prompt_ids(sample.messages[:turn], sample.tools)
-        same = ids == document.ids[:start]
-        verdict = "the same tokens as trained" if same else "not the tokens trained, since the row was cut to data.max_length"
-        console.print(Text(f"a server feeds before message {turn + 1}: {len(ids)} tokens, {verdict}", "cyan"))
-        console.print(Text(renderer.tokenizer.decode(ids, skip_special_tokens=False)))
-        console.print(Text(f"and should get: {end - start} tokens", "cyan"))
-        console.print(Text(renderer.tokenizer.decode(document.ids[start:end], skip_special_tokens=False)))
-
-
-def _print_notes(renderer: Renderer, console: Console) -> None:
+    view = View(renderer, console, max_length, on_overlength, served)
+    _line(view, LEGEND if view.coloured else LEGEND_PLAIN, "bright_black")
+    usable = [_show_row(row, view) for row in rows]
     for note, count in sorted(renderer.notes.items()):
-        console.print(Text(f"{count} {note}", "yellow"))
+        _line(view, f"{count} {note}", "yellow")
+    return 0 if all(usable) else 2
+
+
+def _show_row(row: Sample | BadRow, view: View) -> bool:
+    if isinstance(row, BadRow):
+        _line(view, f"{where(row)}: cannot be used: {row.reason}", "red")
+        return False
+    judged = {True: " (an answer judged good)", False: " (an answer judged bad: not to be imitated)", None: ""}[row.desirable]
+    usable = _show_sample(row, " (chosen)" if row.rejected else judged, view)
+    if row.rejected:
+        return _show_sample(with_rejected(row), " (rejected: not to be imitated)", view) and usable
+    return usable
+
+
+def _show_sample(sample: Sample, kind: str, view: View) -> bool:
+    try:
+        documents = view.renderer.documents(sample)
+        fitted = fit(sample, documents, view.renderer, max_length=view.max_length, on_overlength=view.on_overlength)
+    except RowError as error:
+        _line(view, f"{sample.origin}{kind}: cannot be used: {error}", "red")
+        return False
+    fate = f"{fitted.fate}{': ' * bool(fitted.reason)}{fitted.reason}"
+    for number, document in enumerate(fitted.documents, 1):
+        of = f", document {number} of {len(fitted.documents)}" if len(fitted.documents) > 1 else ""
+        size = f"{len(document.ids)} tokens, {document.learned} learned ({document.learned / len(document.ids):.0%})"
+        _line(view, f"{sample.origin}{kind}{of}: {size}, row {fate}", "bold cyan")
+        _print_document(sample, replace(document, turns=_turns(document, documents)), view)
+        view.console.print()
+    if not fitted.documents:
+        _line(view, f"{sample.origin}{kind}: not used, {fate}", "red")
+    return bool(fitted.documents)
+
+
+def _turns(document: Document, documents: Sequence[Document]) -> tuple[int, ...]:
+    """The messages that are learned, as the row counts them: a prompt that was shortened counts those that were left."""
+    whole = any(other.ids[: len(document.ids)] == document.ids for other in documents)
+    return document.turns if whole else documents[0].turns[:1]
+
+
+def _print_document(sample: Sample, document: Document, view: View) -> None:
+    if not view.served:
+        view.console.print(_drawn(document, view))
+        return
+    if not document.turns:
+        view.console.print(_drawn(document, view))
+        _line(view, "raw text: a server feeds its beginning and goes on with it", "cyan")
+        return
+    turns = [served(sample, turn, view.renderer) for turn in document.turns]
+    for turn, (start, end) in zip(turns, document.spans, strict=True):
+        _line(view, _verdict(turn, document.ids[:start], end - start, view), "cyan")
+    last, answer = turns[-1], document.ids[slice(*document.spans[-1])]
+    fed = Document(last.ids + answer, ((len(last.ids), len(last.ids) + len(answer)),), sample.origin)
+    heads = f"trained: {len(document.ids)} tokens", f"a server: {len(last.ids)} tokens fed, then {len(answer)} to answer"
+    if view.wide:
+        table = Table(*heads, box=None, expand=True, header_style="cyan", padding=(0, 1), collapse_padding=True)
+        for column in table.columns:
+            column.ratio, column.overflow = 1, "fold"
+        table.add_row(_drawn(document, view), _drawn(fed, view))
+        view.console.print(table, soft_wrap=False)
+        return
+    for head, shown in zip(heads, (document, fed), strict=True):
+        _line(view, head, "cyan")
+        view.console.print(_drawn(shown, view))
+
+
+def _verdict(turn: Served, trained: list[int], answer: int, view: View) -> str:
+    said = f"before message {turn.message + 1} a server feeds {len(turn.ids)} tokens ({turn.how})"
+    at = difference(turn.ids, trained)
+    if at is None:
+        return f"{said}: equal to what was trained; {answer} tokens should follow"
+    ours, theirs = (_token(ids, at, view) for ids in (trained, turn.ids))
+    why = turn.reason(trained, view.renderer, view.max_length)
+    return f"{said}: NOT what was trained: token {at + 1} is {theirs}, trained was {ours}{why}"
+
+
+def _token(ids: list[int], at: int, view: View) -> str:
+    return f"{_decode(view.renderer.tokenizer, ids[at : at + 1])!r} (id {ids[at]})" if at < len(ids) else "none, the end"
+
+
+def _line(view: View, text: str, style: str) -> None:
+    view.console.print(Text(text, style))
+
+
+def _drawn(document: Document, view: View) -> Text:
+    return _coloured(document, view.renderer.tokenizer) if view.coloured else Text(bracketed(document, view.renderer.tokenizer))
 
 
 def pieces(document: Document, tokenizer: Any) -> Iterator[Piece]:
@@ -94,7 +170,7 @@ def pieces(document: Document, tokenizer: Any) -> Iterator[Piece]:
     for index, token in enumerate(document.ids):
         pending.append(token)
         last = index + 1 == len(document.ids) or learned[index + 1] != learned[index]
-        text = tokenizer.decode(pending, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        text = _decode(tokenizer, pending)
         if last or len(pending) > 8 or not text.endswith("�"):  # a character has four bytes at most
             yield Piece(text, pending, learned[index])
             pending = []
