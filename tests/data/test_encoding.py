@@ -22,7 +22,8 @@ CODECS = {
 
 @pytest.mark.parametrize("name", TEXTS)
 def test_guess_names_the_encoding_that_the_text_was_written_in(name):
-    assert guess(TEXTS[name].encode(CODECS[name])) == name
+    found = guess(TEXTS[name].encode(CODECS[name]))
+    assert (found.name, found.certain) == (name, True)
 
 
 def test_guess_of_noise_is_nothing():

@@ -1,23 +1,21 @@
-"""Files become rows that know their file and line: JSON Lines, JSON, CSV and plain text.
+"""Files become rows that know their file and line: JSON Lines and JSON here, every other kind in a file of its own.
 
 The line is where the row begins in the file, also in a JSON array and in a CSV whose fields hold line breaks, so that
 every later message can name it. A row that cannot be read is a `BadRow` in its place and the rest goes on; a file that
 cannot be read, or not past a line, raises `Unreadable`.
 """
 
-import csv
 import io
-import itertools
 import json
-import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+from tunesmith.data import conll_lines, csv_rows, plain_text
 from tunesmith.data.fields import describe
 from tunesmith.data.json_values import BrokenJSON, Decoder, Value, explain, member, values
-from tunesmith.data.recognise import Found, Unreadable, open_text, recognise
+from tunesmith.data.recognise import Found, Unreadable, open_text, recognise, suffix_of
+from tunesmith.data.row import Row
 from tunesmith.data.sample import BadRow, FileReport
 
 # Keys under which an object holds a file's rows, rather than being a row itself.
@@ -37,16 +35,6 @@ WRAPPERS = {
     "dev",
 }
 ROW_LISTS = {"messages", "conversations", "prompt", "completion"}  # lists that belong to one row
-DELIMITERS = ",\t;|"
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """A row as the file has it."""
-
-    origin: str  # the file's name as the user wrote it
-    line: int  # 1 is the first
-    values: dict[str, Any]  # strings only, where the file is a CSV
 
 
 def read_rows(
@@ -54,45 +42,78 @@ def read_rows(
 ) -> Iterator[Row | BadRow]:
     """The rows of a file in order; blank lines are no rows.
 
-    `name` is the file as the user wrote it. The file's encoding and warnings go into `report`. Raises Unreadable.
+    `name` is the file as the user wrote it. `encoding`: of its text, by a name that Python knows, or "auto". `documents`:
+    what a row of a text is: the "file", a "line", or in Markdown the part under a "heading". The file's encoding and
+    warnings go into `report`. Raises Unreadable.
     """
     report = FileReport(name) if report is None else report
-    found = recognise(path, name)
-    report.encoding = found.encoding
+    found = recognise(path, name, encoding)
+    report.encoding = found.called
     report.warnings += found.warnings
-    with open_text(path, found) as stream:
-        if found.kind == "jsonl":
-            yield from _jsonl(stream, name)
-        elif found.kind == "json":
-            yield from _json(stream, name, found, report)
-        elif found.kind == "csv":
-            yield from _csv(stream, path, name, report)
-        else:
-            yield Row(name, 1, {"text": stream.read().replace("\r\n", "\n").replace("\r", "\n")})
+    if found.kind in ("parquet", "arrow", "pdf"):
+        yield from _binary(path, name, found, report)
+        return
+    try:
+        with open_text(path, found) as stream:
+            yield from _text(stream, path, name, found, report, documents)
+    except (OSError, EOFError, UnicodeError) as error:
+        raise Unreadable(name, 0, f"changed or vanished while it was read ({error})") from None
+
+
+def _binary(path: Path, name: str, found: Found, report: FileReport) -> Iterator[Row | BadRow]:
+    if found.kind == "pdf":
+        from tunesmith.data import pdf
+
+        yield from pdf.rows(path, name, report, packed=found.gzip)
+    else:
+        from tunesmith.data import parquet
+
+        yield from parquet.rows(path, name, report, packed=found.gzip, arrow=found.kind == "arrow")
+
+
+def _text(stream: IO[str], path: Path, name: str, found: Found, report: FileReport, documents: str) -> Iterator[Row | BadRow]:
+    if found.kind == "jsonl":
+        yield from _jsonl(stream, name)
+    elif found.kind == "json":
+        yield from _json(stream, name, found, report)
+    elif found.kind == "csv":
+        yield from csv_rows.rows(stream, name, report, tabs=suffix_of(path) == ".tsv")
+    elif found.kind == "conll":
+        yield from conll_lines.rows(stream, name)
+    elif documents == "line":
+        yield from plain_text.lines(stream, name)
+    elif documents == "heading" and suffix_of(path) == ".md":
+        yield from plain_text.parts(stream, name, report)
+    else:
+        yield from plain_text.pieces(stream, name)
 
 
 def _jsonl(stream: Iterable[str], name: str) -> Iterator[Row | BadRow]:
     decoder = Decoder()
     for number, line in enumerate(stream, start=1):
-        line = line.rstrip("\r\n").lstrip("\ufeff")
-        if not line.strip():
-            continue
-        if not line.strip("\x00"):
-            yield BadRow(name, number, f"{len(line)} zero bytes: the writing program crashed here; rows may be missing")
-            continue
-        try:
-            value, flaw = decoder.line(line)
-        except json.JSONDecodeError as error:
-            yield BadRow(name, number, explain(error, line, error.colno))
-        except RecursionError:
-            yield BadRow(name, number, "nested too deeply (thousands of brackets inside one another)")
-        except ValueError as error:  # an integer of more digits than Python converts
-            yield BadRow(name, number, f"a number that cannot be read ({error})")
-        else:
-            yield _row(name, number, value, flaw)
+        if (row := row_of_line(name, number, line, decoder)) is not None:
+            yield row
 
 
-def _json(stream: Any, name: str, found: Found, report: FileReport) -> Iterator[Row | BadRow]:
+def row_of_line(name: str, number: int, line: str, decoder: Decoder) -> Row | BadRow | None:
+    """The row on one line of JSON Lines, with or without its line end; None where the line is blank."""
+    line = line.rstrip("\r\n").lstrip("\ufeff")
+    if not line.strip():
+        return None
+    if not line.strip("\x00"):
+        return BadRow(name, number, f"{len(line)} zero bytes: the writing program crashed here; rows may be missing")
+    try:
+        value, flaw = decoder.line(line)
+    except json.JSONDecodeError as error:
+        return BadRow(name, number, explain(error, line, error.colno))
+    except RecursionError:
+        return BadRow(name, number, "nested too deeply (thousands of brackets inside one another)")
+    except ValueError as error:  # an integer of more digits than Python converts
+        return BadRow(name, number, f"a number that cannot be read ({error})")
+    return _row(name, number, value, flaw)
+
+
+def _json(stream: IO[str], name: str, found: Found, report: FileReport) -> Iterator[Row | BadRow]:
     """An array of objects, one object, or objects one after another."""
     held = None  # a first object is held back: alone in the file it may hold the rows inside
     try:
@@ -112,7 +133,7 @@ def _json(stream: Any, name: str, found: Found, report: FileReport) -> Iterator[
         raise Unreadable(name, broken.line, f"{broken.reason}; nothing after this place can be read") from None
 
 
-def _alone(only: Value, stream: Any, name: str, found: Found, report: FileReport) -> Iterator[Row | BadRow]:
+def _alone(only: Value, stream: IO[str], name: str, found: Found, report: FileReport) -> Iterator[Row | BadRow]:
     """The only object of a file: a row, or a wrapper around a list of rows, or columns of equally long lists."""
     line, value = only.line, only.value
     lists = {key: inner for key, inner in value.items() if isinstance(inner, list) and inner}
@@ -144,101 +165,3 @@ def _row(name: str, line: int, value: Any, flaw: str) -> Row | BadRow:
     if not isinstance(value, dict):
         return BadRow(name, line, f'{describe(value)}, not an object: a row is {{"name": value, ...}}')
     return Row(name, line, value) if value else BadRow(name, line, "an empty object")
-
-
-def _csv(stream: Iterable[str], path: Path, name: str, report: FileReport) -> Iterator[Row | BadRow]:
-    lines = iter(stream)
-    first_lines = list(itertools.islice(lines, 20))
-    skipped = 0
-    while first_lines and (not first_lines[0].strip() or first_lines[0].lower().startswith("sep=")):
-        skipped += 1
-        first_lines.pop(0)
-    delimiter = _delimiter(first_lines, "\t" if ".tsv" in path.suffixes else "")
-    csv.field_size_limit(1 << 30)  # the default refuses fields over 131,072 characters
-    reader = csv.reader(itertools.chain(first_lines, lines), delimiter=delimiter, strict=True)
-    columns: list[str] = []
-    while True:
-        line = skipped + reader.line_num + 1
-        try:
-            cells = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            yield BadRow(name, line, _csv_reason(str(error), skipped + reader.line_num))
-            continue
-        if not cells:
-            continue
-        if not columns:
-            columns, is_header = _header(cells, first_lines, delimiter, report)
-            if is_header:
-                continue
-        if len(cells) == len(columns):
-            yield Row(name, line, dict(zip(columns, cells, strict=True)))
-        elif any(cells):
-            cure = "; quote fields that hold the delimiter or a line break" if len(cells) > len(columns) else ""
-            yield BadRow(name, line, f"{len(cells)} fields, but the header has {len(columns)} ({', '.join(columns)}){cure}")
-
-
-def _csv_reason(message: str, ended: int) -> str:
-    if "unexpected end of data" in message:
-        swallowed = f"it swallows everything to the end (line {ended})"
-        return f"a quote is opened in this row and never closed: {swallowed}; close it, or double a quote inside a field"
-    if "expected after" in message:
-        return 'a quote stands in the middle of a quoted field: double it ("")'
-    return f"not valid CSV: {message}"
-
-
-def _delimiter(lines: list[str], by_name: str) -> str:
-    """The character that cuts the first lines into the same number of fields, more than one; a comma where none does."""
-    if by_name and lines and by_name in lines[0]:
-        return by_name
-    best, best_score = ",", (0.0, 0)
-    for delimiter in DELIMITERS:
-        try:
-            widths = [len(row) for row in csv.reader(lines, delimiter=delimiter) if row]
-        except csv.Error:
-            continue
-        if widths and widths[0] > 1:
-            score = (widths.count(widths[0]) / len(widths), widths[0])
-            if score > best_score:
-                best, best_score = delimiter, score
-    return best
-
-
-def _header(cells: list[str], first_lines: list[str], delimiter: str, report: FileReport) -> tuple[list[str], bool]:
-    """Column names, and whether the first record is a header rather than data."""
-    try:
-        below = [row for row in csv.reader(first_lines, delimiter=delimiter) if len(row) == len(cells)][1:]
-    except csv.Error:
-        below = []
-    if reason := _not_header(cells, below):
-        columns = [f"column{index}" for index in range(1, len(cells) + 1)]
-        report.warnings.append(
-            f"no header line ({reason}): the first line is read as a row, and the columns are called {', '.join(columns)}"
-        )
-        return columns, False
-    columns = []
-    for index, cell in enumerate(cells, start=1):
-        wanted = column = cell.strip() or f"column{index}"
-        count = 0
-        while column in columns:
-            count += 1
-            column = f"{wanted}.{count}"
-        if column != wanted:
-            report.warnings.append(f"two columns are called {wanted!r}: the later one is read as {column!r}")
-        columns.append(column)
-    return columns, True
-
-
-def _not_header(cells: list[str], below: list[list[str]]) -> str:
-    """Why the first record looks like data, or "". Names are short, are no numbers, and do not come again below."""
-    for index, cell in enumerate(cells):
-        cell = cell.strip()
-        if re.fullmatch(r"[-+]?\d+([.,]\d+)?", cell):
-            return f"{cell!r} is a number"
-        sentence = cell.endswith((".", "?", "!", "。", "？", "！")) and len(cell) > 12
-        if len(cell) > 80 or "\n" in cell or sentence:
-            return f"{cell[:40]!r} is a text"
-        if cell and sum(row[index].strip() == cell for row in below) >= 2:
-            return f"{cell!r} comes again below"
-    return ""
