@@ -156,6 +156,12 @@ TOKENS: dict[str, tuple[str | None, str, list[str]]] = {
     "mistral": ("<s>", "</s>", []),
     "phi-3": ("<s>", "<|endoftext|>", ["<|system|>", "<|user|>", "<|assistant|>", "<|end|>"]),
     "glm": (None, "<|endoftext|>", ["<|user|>", "<|assistant|>"]),
+    "cohere": (
+        "<BOS_TOKEN>",
+        "<|END_OF_TURN_TOKEN|>",
+        ["<|START_OF_TURN_TOKEN|>", "<|USER_TOKEN|>", "<|CHATBOT_TOKEN|>", "<|SYSTEM_TOKEN|>"],
+    ),
+    "lfm2": ("<|startoftext|>", "<|im_end|>", ["<|im_start|>"]),
     "gpt-oss": (None, "<|return|>", ["<|start|>", "<|channel|>", "<|message|>", "<|end|>", "<|call|>"]),
 }
 WORDS = ["<think>", "</think>", "<tool_call>", "</tool_call>"]  # added, yet not special, as Qwen3 has them

@@ -59,7 +59,8 @@ def with_thinking(body: str, held: str, thought: str, habits: Habits, thinking: 
     if held and body.startswith(held):
         body = body[len(held) :]
     elif held and habits.opened:
-        body, note = close + body, notes.THINK_OPENED
+        closes = close.strip() and body.lstrip().startswith(close.strip())  # the template itself ends the thinking that it opened
+        body, note = body if closes else close + body, notes.THINK_OPENED
     return body, note
 
 
