@@ -1,7 +1,9 @@
 import json
+from typing import Any
 
 import pytest
 
+from tests.shared import SHARED, needs, read
 from tunesmith.data.columns import parse, rename
 from tunesmith.data.formats.conll import AFTER_O, AFTER_OTHER, END_ALONE, MIXED, decode, joined, recognises, to_sample
 from tunesmith.data.sample import RowError
@@ -92,6 +94,7 @@ def test_reasons(values, words):
 
 
 def test_recognises():
+    values: dict[str, Any]
     for values in (
         {"tokens": ["a"], "tags": ["O"]},
         {"tokens": '["a"]', "labels": '["B-X"]'},
@@ -109,3 +112,31 @@ def test_a_template_takes_the_sentence():
     assert of_row(renamed, wanted) == "conll"
     assert [message["content"] for message in to_sample(renamed, "a:1").messages] == ["Places: In Paris", '{"LOC":["Paris"]}']
     assert rename({"tokens": [1, 2]}, wanted, {})["prompt"] == "Places: [1,2]"
+
+
+@needs("msra_ner")
+@pytest.mark.parametrize(("file", "rows"), [("msra_ner/test.txt", 1000), ("ncbi_disease/test.tsv", 940)])
+def test_real_files(file, rows):
+    samples, report = read(file)
+    assert (report.format, report.good, report.bad) == ("conll", rows, [])
+    text = (SHARED / file).read_text(encoding="utf-8")
+    entities = [json.loads(sample.messages[1]["content"]) for sample in samples]
+    assert sum(len(texts) for found in entities for texts in found.values()) == text.count("\tB-")
+    for sample, found in zip(samples, entities, strict=True):
+        assert sample.notes == ()
+        assert all(text in sample.messages[0]["content"] for texts in found.values() for text in texts)
+
+
+@needs("dirty")
+def test_a_real_file_of_illegal_tags():
+    samples, report = read("dirty/conll_bio_illegal.txt")
+    assert [json.loads(sample.messages[1]["content"]) for sample in samples] == [
+        {"PER": ["Smith"], "LOC": ["Paris"]},
+        {"LOC": ["New", "City"], "ORG": ["York"]},
+        {"ORG": ["Acme", "Inc"]},
+    ]
+    assert [note for note in (AFTER_O, AFTER_OTHER, END_ALONE) if any(note in warning for warning in report.warnings)] == [
+        AFTER_O,
+        AFTER_OTHER,
+        END_ALONE,
+    ]

@@ -1,11 +1,14 @@
+import csv
 from typing import Any
 
 import pytest
 
+from tests.shared import SHARED, needs, read
 from tunesmith.data import shape
 from tunesmith.data.columns import parse, rename
 from tunesmith.data.formats.labels import LABELS, TEXTS, recognises, to_sample
 from tunesmith.data.sample import RowError
+from tunesmith.errors import UserError
 
 
 def learned(values):
@@ -102,3 +105,29 @@ def test_a_question_of_a_template():
     assert asked(row | {"label": "good"}, {"label": "label"}, "{review}") == ["Nice.", "good"]
     for several in ({"label": "good"}, {"answer": "w"}):
         assert shape.of_row(rename(row | several, parse(None, "{review}"), {}), parse(None, "{review}")) == ""
+
+
+@needs("banking77")
+@pytest.mark.parametrize(
+    ("file", "text", "label"),
+    [
+        ("banking77/test.csv", "text", "category"),
+        ("chnsenticorp_htl/test.csv", "review", "label"),
+        ("waimai_10k/test.csv", "review", "label"),
+        ("dirty/csv_na_like_labels.csv", "text", "label"),
+    ],
+)
+def test_real_files_cell_by_cell(file, text, label):
+    samples, report = read(file)
+    with (SHARED / file).open(encoding="utf-8", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert (report.format, report.bad) == ("labels", [])
+    assert [[message["content"] for message in sample.messages] for sample in samples] == [[row[text], row[label]] for row in rows]
+
+
+@needs("tnews")
+def test_a_real_file_with_two_labels_asks_which():
+    with pytest.raises(UserError, match=r"\(label, label_desc\): say which, such as data.columns={text: sentence, label: label_desc}"):
+        read("tnews/test.jsonl")
+    samples, _ = read("tnews/test.jsonl", columns={"text": "sentence", "label": "label_desc"})
+    assert samples[0].messages[1]["content"] == "news_travel"

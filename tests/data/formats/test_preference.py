@@ -1,7 +1,9 @@
+import json
 from typing import Any
 
 import pytest
 
+from tests.shared import SHARED, needs, read
 from tunesmith.data.formats.preference import recognises, to_sample
 from tunesmith.data.sample import RowError
 
@@ -91,6 +93,7 @@ def test_reasons(values, words):
 
 
 def test_recognises():
+    values: dict[str, Any]
     for values in ({"prompt": "q", "chosen": "a"}, {"chosen": 1, "rejected": 2}):
         assert recognises(set(values), values)
     for values in (
@@ -101,3 +104,30 @@ def test_recognises():
         {"messages": [USER, ASSISTANT]},
     ):
         assert not recognises(set(values), values)
+
+
+@needs("llamafactory_demo")
+@pytest.mark.parametrize(("file", "good"), [("dpo_en_demo", 299), ("dpo_zh_demo", 300), ("kto_en_demo", 300)])
+def test_real_files(file, good):
+    samples, report = read(f"llamafactory_demo/{file}.json")
+    assert (report.format, report.good, report.bad) == ("preference", good, [])
+    rows = json.loads((SHARED / f"llamafactory_demo/{file}.json").read_text(encoding="utf-8"))
+    if "label" in rows[0]:
+        assert [sample.desirable for sample in samples] == [row["label"] for row in rows]
+        return
+    answers = [(sample.messages[-1]["content"], sample.rejected[-1]["content"]) for sample in samples]
+    assert answers == [(row["chosen"]["value"], row["rejected"]["value"]) for row in rows]
+
+
+@needs("dirty")
+def test_a_real_file_of_broken_pairs():
+    samples, report = read("dirty/preference_broken.json")
+    rows = json.loads((SHARED / "dirty/preference_broken.json").read_text(encoding="utf-8"))
+    kept = [row["chosen"]["value"] for number, row in enumerate(rows, start=1) if number not in (3, 6, 9, 12)]
+    assert [sample.messages[-1]["content"] for sample in samples] == kept
+    assert [row.reason[:24] for row in report.bad] == [
+        "'chosen' and 'rejected' ",
+        "no 'rejected' (the row h",
+        "chosen turn 1: the assis",
+        "'chosen' is the text 'Ba",
+    ]

@@ -3,6 +3,7 @@ from typing import Any
 
 import pytest
 
+from tests.shared import SHARED, needs, read
 from tunesmith.data.formats.sharegpt import ROLES, conversation_of, recognises, to_sample
 from tunesmith.data.sample import RowError
 
@@ -109,7 +110,11 @@ def test_reasons(turns, words):
 
 
 def test_rows_of_another_kind_are_refused():
-    for more, words in [({"label": True}, "KTO"), ({"images": ["a.png"]}, "'images' is a list of 1: models are trained on text only")]:
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"label": True}, "KTO"),
+        ({"images": ["a.png"]}, "'images' is a list of 1: models are trained on text only"),
+    ]
+    for more, words in cases:
         with pytest.raises(RowError, match=words):
             messages(HUMAN, GPT, **more)
     assert len(messages(HUMAN, GPT, images=[], label="greeting")) == 2
@@ -133,3 +138,28 @@ def test_recognises():
         {"conversations": [HUMAN, GPT], "label": False},
     ):
         assert not recognises(set(values), values)
+
+
+@needs("llamafactory_demo")
+@pytest.mark.parametrize(
+    ("file", "good", "bad"),
+    [
+        ("llamafactory_demo/glaive_toolcall_en_demo.json", 300, []),
+        # the assistant writes its call as text, and an observation follows
+        (
+            "llamafactory_demo/glaive_toolcall_zh_demo.json",
+            298,
+            ["message 3 is a tool's answer, but the assistant called no tool before it"] * 2,
+        ),
+        ("sharegpt_identity/dummy_conversation.json", 500, []),
+    ],
+)
+def test_real_files(file, good, bad):
+    samples, report = read(file)
+    assert (report.format, len(samples), [row.reason for row in report.bad]) == ("sharegpt", good, bad)
+    rows = json.loads((SHARED / file).read_text(encoding="utf-8"))
+    turns = [turn["value"] for row in rows for turn in row["conversations"] if turn["from"] == "gpt"]
+    learned = [message["content"] for sample in samples for message in sample.messages if message["role"] == "assistant"]
+    assert {text for text in learned if text} <= set(turns)
+    calls = [call for sample in samples for message in sample.messages for call in message.get("tool_calls", ())]
+    assert len(calls) == sum(turn["from"] == "function_call" for row in rows for turn in row["conversations"])

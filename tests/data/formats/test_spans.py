@@ -1,7 +1,9 @@
+import json
 from typing import Any
 
 import pytest
 
+from tests.shared import SHARED, needs, read
 from tunesmith.data.formats.spans import recognises, to_sample
 from tunesmith.data.sample import RowError
 
@@ -100,3 +102,28 @@ def test_what_is_to_be_done_stands_above_the_text():
     assert asked("Name the places.") == f"Name the places.\n{TEXT}"
     assert asked(f"In {TEXT!r}, name the places.") == f"In {TEXT!r}, name the places."
     assert asked(None) == TEXT
+
+
+@needs("cluener")
+def test_cluener():
+    samples, report = read("cluener/dev.jsonl")
+    assert (report.format, report.good, report.bad) == ("spans", 1343, [])
+    rows = [json.loads(line) for line in (SHARED / "cluener/dev.jsonl").read_text(encoding="utf-8").splitlines()]
+    for sample, row in zip(samples, rows, strict=True):
+        answer = json.loads(sample.messages[1]["content"])
+        want = {kind: sorted(text for text, places in texts.items() for _ in places) for kind, texts in row["label"].items()}
+        assert {kind: sorted(texts) for kind, texts in answer.items()} == want
+
+
+@needs("restaurant8k_slots")
+def test_restaurant8k():
+    samples, report = read("restaurant8k_slots/test.json")
+    assert (report.format, report.good, report.bad) == ("spans", 1000, [])
+    rows = json.loads((SHARED / "restaurant8k_slots/test.json").read_text(encoding="utf-8"))
+    for sample, row in zip(samples, rows, strict=True):
+        want = set()
+        for label in row.get("labels", []):
+            span = label["valueSpan"]
+            want.add((label["slot"], row["userInput"]["text"][span.get("startIndex", 0) : span["endIndex"]]))
+        answer = json.loads(sample.messages[1]["content"])
+        assert {(slot, text) for slot, texts in answer.items() for text in texts} == want
