@@ -24,6 +24,7 @@ VERBS = {
     "evaluate": "scores of a run, an adapter or a base model on data",
     "chat": "talk to a run, an adapter or a base model",
     "merge": "fold an adapter into its base model's own weights",
+    "import-config": "a file of LLaMA-Factory, Axolotl or ms-swift as a run file, with what could not be carried over",
     "doctor": "what this machine has, what is missing, and the cure",
 }
 
@@ -50,7 +51,7 @@ def _overview() -> argparse.ArgumentParser:
         usage="tunesmith VERB ... [--help]",
         description="Fine-tune large language models, with proofs.",
         epilog="verbs:\n"
-        + "\n".join(f"  {verb:<11} {sentence}" for verb, sentence in VERBS.items())
+        + "\n".join(f"  {verb:<13} {sentence}" for verb, sentence in VERBS.items())
         + "\n\n`tunesmith VERB --help` tells more. A first look: tunesmith quickstart",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -118,4 +119,4 @@ def _refuse_verb(verb: str) -> int:
 
 
 def _module(verb: str):  # type: ignore[no-untyped-def]
-    return importlib.import_module(f"tunesmith.verbs.{verb}")
+    return importlib.import_module(f"tunesmith.verbs.{verb.replace('-', '_')}")
