@@ -8,7 +8,7 @@ import numpy as np
 import torch
 import transformers as t
 
-from tunesmith.data.documents import Documents
+from tunesmith.data.documents import Documents, flat
 from tunesmith.models.load import quiet
 
 VOCABULARY = 96
@@ -101,4 +101,10 @@ def some_documents(lengths: list[int], seed: int = 0, learned: float = 0.5) -> D
     learned_N[starts_D1[1:] - 1] = True
     learned_N[starts_D1[:-1]] = False
     ids_N = generator.integers(3, VOCABULARY, starts_D1[-1]).astype(np.uint32)
-    return Documents(ids_N, learned_N, starts_D1, [f"made.jsonl:{i + 1}" for i in range(len(lengths))])
+    return made_documents(ids_N, learned_N, starts_D1)
+
+
+def made_documents(ids_N: np.ndarray, learned_N: np.ndarray, starts_D1: np.ndarray) -> Documents:
+    """Documents that begin at `starts_D1`, from the lines of made.jsonl."""
+    count = len(starts_D1) - 1
+    return flat(ids_N, learned_N, starts_D1[1:], np.zeros(count, np.uint32), np.arange(1, count + 1), ["made.jsonl"])

@@ -82,9 +82,21 @@ class Data(Settings):
     info: str = "auto"
     """A LLaMA-Factory `dataset_info.json` that names data sets."""
     replay: str | None = None
-    """A second source mixed in against forgetting."""
+    """A second source mixed in against forgetting: as many of its rows as `replay_share` says, or as `PATH#500` says."""
+    replay_share: Fraction = 0.1
+    """Rows of `replay` for each row of the training data."""
+    workers: Annotated[int, Field(ge=0, strict=True)] | Auto = "auto"
+    """Processes that tokenise; 0 is none beside the run itself, auto is one a core where there are megabytes to tokenise."""
+    stream: bool | Auto = "auto"
+    """Take the first step while the rest is still being tokenised; auto does so for large files where train.steps is given."""
     date: Literal["today"] | Date = "today"
     """The date (YYYY-MM-DD) that a chat template prints; today is fixed when the run is made, and stored."""
+
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """How files and rows are understood, as `data.sources.understand` takes it."""
+        return {key: getattr(self, key) for key in ("format", "columns", "prompt", "encoding", "documents")}
 
 
 class Task(Settings):
@@ -171,8 +183,6 @@ METHOD_NAMES = ["auto", *SETTINGS, "qlora"]
 SECTIONS: dict[str, type[Settings]] = {"model": Model, "data": Data, "task": Task, "train": Train, "evaluate": Evaluate}
 # Settings whose place is fixed but which nothing serves yet, with the values that change nothing: others are refused, not ignored.
 NOT_YET: dict[str, tuple[Any, ...]] = {
-    "data.info": ("auto",),
-    "data.replay": (None,),
     "train.compile": ("auto", False),
     "train.memory_budget": ("auto",),
     "evaluate.forgetting": (True, False),  # true only asks for a measurement: the run goes on without it and says so

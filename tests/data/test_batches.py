@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.tiny_models import some_documents
+from tests.tiny_models import made_documents, some_documents
 from tunesmith.data.batches import Plan, best_fit, make_row
 from tunesmith.data.documents import Documents
 
@@ -117,7 +117,7 @@ def by_hand():
     """Three documents: [10 11 12 13], [20 21], [30 31 32]; learned are 12, 13, 21, 31."""
     ids_N = np.array([10, 11, 12, 13, 20, 21, 30, 31, 32], np.uint32)
     learned_N = np.array([0, 0, 1, 1, 0, 1, 0, 1, 0], np.bool_)
-    return Documents(ids_N, learned_N, np.array([0, 4, 6, 9]), ["a", "b", "c"])
+    return made_documents(ids_N, learned_N, np.array([0, 4, 6, 9]))
 
 
 def test_targets_by_hand():
@@ -154,5 +154,5 @@ def test_rows_leave_room_for_virtual_tokens():
 
 
 def test_ids_beyond_31_bits_do_not_wrap():
-    documents = Documents(np.array([2**31 + 5, 7], np.uint32), np.array([False, True]), np.array([0, 2]), ["a"])
+    documents = made_documents(np.array([2**31 + 5, 7], np.uint32), np.array([False, True]), np.array([0, 2]))
     assert make_row(documents, [0]).ids_T.tolist() == [2**31 + 5, 7]

@@ -1,3 +1,4 @@
+import dataclasses
 import hashlib
 import json
 
@@ -6,7 +7,8 @@ import pytest
 
 from tests.templates import TEMPLATES, make_tokenizer
 from tunesmith.data import documents as module
-from tunesmith.data.documents import prepare
+from tunesmith.data import pieces
+from tunesmith.data.documents import Documents, Prepared
 from tunesmith.data.notes import SPECIAL_TEXT
 from tunesmith.data.render import Renderer
 from tunesmith.data.sample import Sample
@@ -28,6 +30,14 @@ ROWS = [
 ]
 
 
+def prepare(samples, renderer, *, on_bad_row="error", **how) -> tuple[Documents, dict]:
+    """All documents and their `data.json`."""
+    prepared: Prepared = module.prepare(samples, renderer, **how)
+    prepared.refuse(on_bad_row, how["max_length"])
+    documents = prepared.of_rows(np.arange(prepared.rows))
+    return documents, prepared.report(np.arange(prepared.rows), documents)
+
+
 @pytest.fixture
 def renderer() -> Renderer:
     return Renderer(make_tokenizer("qwen2.5"))
@@ -42,13 +52,13 @@ def test_flat_arrays_hold_the_documents_and_the_fates_add_up(renderer):
     assert dropped["origin"] == "a.jsonl:4" and "system prompt" in dropped["reason"]
     assert report["cut_origins"] == ["a.jsonl:2"] and report["notes"] == {SPECIAL_TEXT: 1}
 
-    assert len(documents) == report["documents"] == len(documents.origins) == len(documents.starts_D1) - 1
-    assert documents.starts_D1[0] == 0 and documents.starts_D1[-1] == documents.tokens == report["tokens"] == documents.lengths_D.sum()
-    assert (documents.ids_N.dtype, documents.learned_N.dtype, documents.starts_D1.dtype) == (np.uint32, np.bool_, np.int64)
+    assert len(documents) == report["documents"] == len(documents.origins) == len(documents.end_D)
+    assert documents.begin_D[0] == 0 and documents.end_D[-1] == documents.tokens == report["tokens"] == documents.lengths_D.sum()
+    assert (documents.ids_N.dtype, documents.learned_N.dtype, documents.end_D.dtype) == (np.uint32, np.bool_, np.int64)
     assert documents.learned_tokens == report["learned_tokens"] == documents.learned_N.sum()
-    assert not documents.learned_N[documents.starts_D1[:-1]].any()  # a first token has nothing before it
+    assert not documents.learned_N[documents.begin_D].any()  # a first token has nothing before it
     assert documents.lengths_D.max() == report["longest"] <= 100
-    third = slice(documents.starts_D1[2], documents.starts_D1[3])
+    third = slice(documents.begin_D[2], documents.end_D[2])
     learned = documents.ids_N[third][documents.learned_N[third]]
     assert renderer.tokenizer.decode(learned.tolist()) == "Yes.<|im_end|>So.<|im_end|>"
     assert documents.origins[:3] == ["a.jsonl:1", "a.jsonl:2", "a.jsonl:3"] and set(documents.origins[3:]) == {"b.txt:1"}
@@ -58,6 +68,7 @@ def test_flat_arrays_hold_the_documents_and_the_fates_add_up(renderer):
 def test_batches_change_nothing(renderer, monkeypatch, batch):
     whole, report = prepare(ROWS, renderer, max_length=100)
     monkeypatch.setattr(module, "BATCH", batch)
+    monkeypatch.setattr(pieces, "BATCH", batch + 1)
     documents, same = prepare(ROWS, renderer, max_length=100)
     assert same == report and documents.fingerprint == whole.fingerprint and documents.origins == whole.origins
     assert report["proof"] == {"documents": len(documents), "spans": 4, "approximate": 0} and report["answers_without_end"] == 0
@@ -67,23 +78,23 @@ def test_hashes_are_over_what_they_name(renderer):
     documents, report = prepare(ROWS, renderer, max_length=100)
     assert report["template_sha256"] == hashlib.sha256(TEMPLATES["qwen2.5"].encode()).hexdigest()
     assert report["mask_sha256"] == documents.fingerprint
-    other = module.Documents(documents.ids_N, ~documents.learned_N, documents.starts_D1, documents.origins)
+    other = dataclasses.replace(documents, learned_N=~documents.learned_N)
     assert other.fingerprint != documents.fingerprint
     assert prepare(ROWS, Renderer(make_tokenizer("qwen2.5")), max_length=100)[0].fingerprint == documents.fingerprint
 
 
 def test_the_second_start_reads_the_cache(renderer, tmp_path, monkeypatch):
     documents, report = prepare(ROWS, renderer, max_length=100, cache=tmp_path / "cache")
-    assert sorted(path.suffix for path in (tmp_path / "cache").iterdir()) == [".json", ".safetensors"]
+    assert [path.name for path in (tmp_path / "cache").glob("*/*.json")] == ["report.json"]
     json.dumps(report)
 
     def never(*arguments):
         raise AssertionError("rendered again")
 
-    monkeypatch.setattr(module, "_render", never)
+    monkeypatch.setattr(module, "_gather", never)
     again, same = prepare(ROWS, Renderer(make_tokenizer("qwen2.5")), max_length=100, cache=tmp_path / "cache")
     assert same == report and again.origins == documents.origins
-    for name in ("ids_N", "learned_N", "starts_D1"):
+    for name in ("ids_N", "learned_N", "begin_D", "end_D", "learned_D"):
         assert (
             np.array_equal(getattr(again, name), getattr(documents, name)) and getattr(again, name).dtype == getattr(documents, name).dtype
         )
@@ -99,10 +110,10 @@ def test_the_second_start_reads_the_cache(renderer, tmp_path, monkeypatch):
             change()
 
 
-@pytest.mark.parametrize("suffix", [".json", ".safetensors"])
-def test_a_broken_cache_is_made_anew(renderer, tmp_path, suffix):
+@pytest.mark.parametrize("name", ["report.json", "ids_N.uint32", "learned_N.bool", "row_D.int64", "fate_R.uint8"])
+def test_a_broken_cache_is_made_anew(renderer, tmp_path, name):
     documents, report = prepare(ROWS, renderer, max_length=100, cache=tmp_path)
-    [path] = tmp_path.glob(f"*{suffix}")
+    [path] = tmp_path.glob(f"*/{name}")
     whole = path.read_bytes()
     flipped = whole[:-3] + bytes([whole[-3] ^ 1]) + whole[-2:]
     for broken in (b"", whole[: len(whole) // 2], flipped):
@@ -147,5 +158,5 @@ def test_long_rows_are_refused_with_the_cure(renderer, how):
 def test_nothing_left_is_an_error(renderer):
     with pytest.raises(UserError, match="no row is left"):
         prepare([ROWS[4]], renderer, max_length=100)
-    with pytest.raises(UserError, match="there are no rows"):
+    with pytest.raises(UserError, match="no usable rows"):
         prepare([], renderer, max_length=100)

@@ -34,7 +34,7 @@ def tuned(name: str) -> tuple[Any, Any]:
 
 def own_loss(model: Any, document: int, documents: Documents = DOCUMENTS) -> torch.Tensor:
     """Summed cross entropy of one document, by the class's own loss."""
-    begin, end = documents.starts_D1[document], documents.starts_D1[document + 1]
+    begin, end = documents.begin_D[document], documents.end_D[document]
     ids_1T = torch.from_numpy(documents.ids_N[begin:end].astype("int64"))[None]
     learned_1T = torch.from_numpy(documents.learned_N[begin:end])[None]
     labels_1T = torch.where(learned_1T, ids_1T, -100)

@@ -127,9 +127,9 @@ def evaluated(tiny_llama: Path, data: Path, tmp_path_factory: pytest.TempPathFac
 def own_loss(model: Any, documents: Any) -> float:
     """The class's own loss over the learned tokens, document by document, from its own logits."""
     total = 0.0
-    for begin, end in zip(documents.starts_D1, documents.starts_D1[1:], strict=False):
+    for begin, end in zip(documents.begin_D, documents.end_D, strict=True):
         ids = torch.from_numpy(documents.ids_N[begin:end].astype("int64"))
-        labels = torch.where(torch.from_numpy(documents.learned_N[begin:end]), ids, -100)
+        labels = torch.where(torch.from_numpy(documents.learned_N[begin:end].copy()), ids, -100)
         with torch.no_grad():
             total += model(input_ids=ids[None], labels=labels[None]).loss.item() * int((labels[1:] != -100).sum())
     return total / documents.learned_tokens
@@ -425,7 +425,7 @@ def test_an_adapter_is_gone_on_from(done: Path, tiny_llama: Path, data: Path, tm
     documents = [d for row in setting.plan.rows(0) for d in row.documents]
     tuned, total, learned = open_tuned(str(done)), 0.0, 0
     for d in documents:
-        begin, end = setting.documents.starts_D1[d], setting.documents.starts_D1[d + 1]
+        begin, end = setting.documents.begin_D[d], setting.documents.end_D[d]
         ids = torch.from_numpy(setting.documents.ids_N[begin:end].astype("int64"))
         labels = torch.where(torch.from_numpy(setting.documents.learned_N[begin:end]), ids, -100)
         count = int((labels[1:] != -100).sum())

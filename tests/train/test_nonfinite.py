@@ -1,9 +1,11 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from tests.tiny_models import made_documents
 from tunesmith.data.batches import make_row
 from tunesmith.data.documents import Documents
 from tunesmith.models import attention
@@ -27,9 +29,8 @@ def documents(poisoned: set[int], count: int = 12) -> Documents:
     """Documents of five tokens, of which the last three are learned; those of `poisoned` hold the token."""
     ids = [[10 + d, POISON if d in poisoned else 11, 12, 13, 14] for d in range(count)]
     learned = np.tile(np.array([False, False, True, True, True]), count)
-    return Documents(
-        np.array(ids, np.uint32).ravel(), learned, np.arange(0, 5 * count + 1, 5), [f"rows.jsonl:{d + 1}" for d in range(count)]
-    )
+    made = made_documents(np.array(ids, np.uint32).ravel(), learned, np.arange(0, 5 * count + 1, 5))
+    return replace(made, files=("rows.jsonl",))
 
 
 def test_only_the_guilty_rows_are_named(forward: Forward) -> None:

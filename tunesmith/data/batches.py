@@ -43,7 +43,7 @@ class Plan:
     lengths_D: np.ndarray = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "lengths_D", np.diff(self.documents.starts_D1))
+        object.__setattr__(self, "lengths_D", self.documents.lengths_D)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -110,7 +110,7 @@ def make_row(documents: Documents, members: Sequence[int], virtual_tokens: int =
     """A row of whole documents, each behind `virtual_tokens` placeholders (id 0)."""
     ids, hidden, targets, virtual, lengths, at = [], [], [], [], [], 0
     for member in members:
-        begin, end = int(documents.starts_D1[member]), int(documents.starts_D1[member + 1])
+        begin, end = int(documents.begin_D[member]), int(documents.end_D[member])
         ids_L = documents.ids_N[begin:end].astype(np.int64)
         learned = np.flatnonzero(documents.learned_N[begin:end])
         learned = learned[learned + virtual_tokens > 0]  # nothing stands before a document's first token to predict it from

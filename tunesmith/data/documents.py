@@ -2,10 +2,10 @@
 
 import dataclasses
 import hashlib
+import itertools
 import json
-import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -14,226 +14,356 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from tunesmith.data.overlength import OnOverlength, fit
-from tunesmith.data.proof import prove
-from tunesmith.data.render import Document, Renderer
-from tunesmith.data.sample import RowError, Sample
+from tunesmith.data import store
+from tunesmith.data.blocks import Sources, blocks
+from tunesmith.data.overlength import OnOverlength
+from tunesmith.data.pieces import BATCH, CUT, DROPPED, FATES, KEPT, SPLIT, TOO_LONG, UNWRITABLE, Block, Part, Piece, Tokenise
+from tunesmith.data.render import Renderer
+from tunesmith.data.sample import BadRow, FileReport, Sample
+from tunesmith.data.sources import Decided, Reading, Tally, bad_rows, where
+from tunesmith.data.workers import Workers
 from tunesmith.errors import UserError
 
-LAYOUT = 1  # of the cache's files: raise it when they change
-BATCH = 256  # rows tokenised together
+LAYOUT = 2  # of the cache's files: raise it when they change
 LISTED = 20  # rows named in an error
+NAMED = 1000  # rows named in the report as cut
+HASHED = 1 << 16  # documents hashed at a time
+TYPES: dict[str, type] = {
+    "ids_N": np.uint32, "learned_N": np.bool_, "end_D": np.int64, "learned_D": np.int64, "unended_D": np.bool_, "row_D": np.int64,
+    "file_R": np.uint32, "line_R": np.int64, "fate_R": np.uint8,
+}  # fmt: skip
+
+OnBadRow = Literal["error", "skip"]
+Seen = Callable[[int, int], None]  # (done, of how many)
 
 
 @dataclass(frozen=True)
 class Documents:
-    """D documents of N tokens in all: document d is `ids_N[starts_D1[d]:starts_D1[d + 1]]`."""
+    """D documents in flat arrays of N tokens: document d is `ids_N[begin_D[d]:end_D[d]]`, and came from a line of a file."""
 
     ids_N: npt.NDArray[np.uint32]
     learned_N: npt.NDArray[np.bool_]  # token n is a target; the first token of a document never is
-    starts_D1: npt.NDArray[np.int64]
-    origins: list[str]
+    begin_D: npt.NDArray[np.int64]
+    end_D: npt.NDArray[np.int64]
+    learned_D: npt.NDArray[np.int64]  # how many of a document's tokens are targets
+    file_D: npt.NDArray[np.uint32]
+    line_D: npt.NDArray[np.int64]
+    files: tuple[str, ...]
 
     def __len__(self) -> int:
-        return len(self.origins)
+        return len(self.end_D)
 
-    @property
+    @cached_property
     def lengths_D(self) -> npt.NDArray[np.int64]:
-        return np.diff(self.starts_D1)
+        return self.end_D - self.begin_D
 
-    @property
+    @cached_property
     def tokens(self) -> int:
-        return len(self.ids_N)
+        return int(self.lengths_D.sum())
 
     @cached_property
     def learned_tokens(self) -> int:
-        return int(self.learned_N.sum())
+        return int(self.learned_D.sum())
+
+    def origin(self, document: int) -> str:
+        """`file:line` of the row that the document was made of."""
+        return f"{self.files[self.file_D[document]]}:{self.line_D[document]}"
+
+    @property
+    def origins(self) -> list[str]:
+        return [self.origin(document) for document in range(len(self))]
+
+    def take(self, chosen_D: npt.NDArray[np.int64]) -> "Documents":
+        """Some of the documents, in that order; a document may come twice. The tokens themselves are not copied."""
+        parts = (self.begin_D, self.end_D, self.learned_D, self.file_D, self.line_D)
+        return Documents(self.ids_N, self.learned_N, *(part[chosen_D] for part in parts), self.files)
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over ids, what is learned, and where documents begin."""
+        """SHA-256 over the tokens of all documents in order, which of them are learned, and where documents begin."""
         digest = hashlib.sha256()
-        for array in (self.ids_N, self.learned_N, self.starts_D1):
-            digest.update(np.ascontiguousarray(array).data)
+        for array_N in (self.ids_N, self.learned_N):
+            for first in range(0, len(self), HASHED):
+                digest.update(self._joined(array_N, first, min(first + HASHED, len(self))).data)
+        digest.update(np.concatenate([np.zeros(1, np.int64), self.lengths_D.cumsum()]).data)
         return digest.hexdigest()
+
+    def _joined(self, array_N: npt.NDArray[Any], first: int, last: int) -> npt.NDArray[Any]:
+        begin_D, end_D = self.begin_D[first:last], self.end_D[first:last]
+        if np.array_equal(begin_D[1:], end_D[:-1]):
+            return np.ascontiguousarray(array_N[begin_D[0] : end_D[-1]])
+        return np.concatenate([array_N[begin:end] for begin, end in zip(begin_D.tolist(), end_D.tolist(), strict=True)])
+
+
+def flat(
+    ids_N: npt.NDArray[np.uint32],
+    learned_N: npt.NDArray[np.bool_],
+    end_D: npt.NDArray[np.int64],
+    file_D: npt.NDArray[np.uint32],
+    line_D: npt.NDArray[np.int64],
+    files: Sequence[str],
+    learned_D: npt.NDArray[np.int64] | None = None,
+) -> Documents:
+    """Documents that stand one behind the other."""
+    begin_D = np.concatenate([np.zeros(1, np.int64), end_D])[:-1]
+    if learned_D is None:
+        before_N1 = np.concatenate([np.zeros(1, np.int64), learned_N.cumsum()])
+        learned_D = before_N1[end_D] - before_N1[begin_D]
+    return Documents(ids_N, learned_N, begin_D, end_D, learned_D, file_D, line_D, tuple(files))
+
+
+@dataclass
+class Prepared:
+    """The tokens of all usable rows (R of them), and what became of each row."""
+
+    documents: Documents
+    row_D: npt.NDArray[np.int64]
+    unended_D: npt.NDArray[np.bool_]  # the document's last answer lost its end
+    file_R: npt.NDArray[np.uint32]
+    line_R: npt.NDArray[np.int64]
+    fate_R: npt.NDArray[np.uint8]
+    facts: dict[str, Any]  # reports, broken, reasons, notes, proved, texts, settings
+    sources: Sources | None = None
+    names: tuple[str, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.names = self.documents.files
+
+    @property
+    def rows(self) -> int:
+        return len(self.fate_R)
+
+    @property
+    def is_text(self) -> bool:
+        """Whether all rows are raw text."""
+        return bool(self.rows) and self.facts["texts"] == self.rows
+
+    @property
+    def reports(self) -> list[FileReport]:
+        return [_report(each) for each in self.facts["reports"]]
+
+    def of_rows(self, rows: npt.NDArray[np.int64]) -> Documents:
+        """The documents of some rows, in that order; a row may come twice."""
+        return self.documents if np.array_equal(rows, np.arange(self.rows)) else self.documents.take(self._documents_of(rows))
+
+    def _documents_of(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        first_R = np.searchsorted(self.row_D, rows, "left")
+        count_R = np.searchsorted(self.row_D, rows, "right") - first_R
+        before_R = np.cumsum(count_R) - count_R
+        return np.repeat(first_R - before_R, count_R) + np.arange(int(count_R.sum()))
+
+    def refuse(self, on_bad_row: OnBadRow, max_length: int) -> None:
+        """Raises UserError where a file cannot be read, rows are bad and not to be skipped, or nothing is left to learn from."""
+        problems = list(self.facts["broken"])
+        if on_bad_row == "error":
+            problems += bad_rows(self.reports)
+        problems += self._refused(on_bad_row, max_length)
+        if problems:
+            raise UserError(*problems)
+        if not self.rows:
+            bad = sum(len(report.bad) for report in self.reports)
+            names = ", ".join(self.sources.names) if self.sources else "the data"
+            more = f" ({bad} bad rows; data.on_bad_row=error names them)" if bad else ""
+            raise UserError(f"{names}: no usable rows{more}")
+        if not len(self.documents):
+            reasons = Counter(self.facts["reasons"].values())
+            why = "; ".join(f"{reason} ({count} rows)" for reason, count in reasons.most_common(3)) or "there are no rows"
+            raise UserError(f"no row is left to learn from: {why}")
+
+    def _refused(self, on_bad_row: OnBadRow, max_length: int) -> list[str]:
+        problems = []
+        for fate, what, cure in (
+            (UNWRITABLE, "cannot be written with this model's chat template", "mend them, or leave them out with data.on_bad_row=skip"),
+            (TOO_LONG, f"are longer than data.max_length {max_length}", "raise it, or set data.on_overlength to truncate or drop"),
+        ):
+            rows = np.flatnonzero(self.fate_R == fate)
+            if len(rows) and not (fate == UNWRITABLE and on_bad_row == "skip"):
+                problems.append(f"{len(rows)} rows {what}:")
+                problems += [f"  {self._origin(row)}: {self.facts['reasons'][str(row)]}" for row in rows[:LISTED]]
+                problems += [f"  ... and {len(rows) - LISTED} more"] if len(rows) > LISTED else []
+                problems.append(f"  {cure}")
+        return problems
+
+    def report(self, rows: npt.NDArray[np.int64], documents: Documents) -> dict[str, Any]:
+        """`data.json` for these rows: rows = kept + cut + split + the number of dropped. Rows that cannot be read count as dropped."""
+        fates_R = self.fate_R[rows]
+        counts = np.bincount(fates_R, minlength=len(FATES))
+        bad = [{"origin": where(row), "reason": row.reason} for report in self.reports for row in report.bad]
+        lost = rows[fates_R >= DROPPED]
+        dropped = bad + [{"origin": self._origin(row), "reason": self.facts["reasons"][str(row)]} for row in lost.tolist()]
+        cut = rows[fates_R == CUT]
+        return {
+            "rows": len(rows) + len(bad),
+            **{FATES[fate]: int(counts[fate]) for fate in (KEPT, CUT, SPLIT)},
+            "dropped": dropped,
+            "cut_origins": [self._origin(row) for row in cut[:NAMED].tolist()],
+            "answers_without_end": int(self.unended_D[self._documents_of(rows)].sum()),
+            **self.facts["rendering"],
+            "documents": len(documents),
+            "tokens": documents.tokens,
+            "learned_tokens": documents.learned_tokens,
+            "longest": int(documents.lengths_D.max(initial=0)),
+            **self.facts["settings"],
+            "mask_sha256": documents.fingerprint,
+            "files": [_file(each) for each in self.reports],
+        }
+
+    def _origin(self, row: int) -> str:
+        return f"{self.names[self.file_R[row]]}:{self.line_R[row]}"
 
 
 def prepare(
-    samples: Sequence[Sample],
+    source: Sources | Sequence[Sample],
     renderer: Renderer,
     *,
     max_length: int,
     on_overlength: OnOverlength = "truncate",
-    on_bad_row: Literal["error", "skip"] = "error",
     cache: Path | None = None,
-    progress: Callable[[int, int], None] | None = None,
-) -> tuple[Documents, dict[str, Any]]:
-    """Render, fit and prove all samples; the second time, load them from `cache` (a folder).
+    workers: int = 0,
+    progress: Seen | None = None,
+) -> Prepared:
+    """Read, render, fit and prove all rows, by `workers` processes beside this one; the second time, take them from `cache`.
 
-    The report is `data.json`: rows = kept + cut + split + the number of dropped. `progress` gets (rows done, rows).
-    Raises UserError with the rows that the template cannot write or that are too long, ProofFailed where a mask is wrong.
+    Rows that cannot be used are told by the result, which is kept too. `progress` gets (bytes done, bytes), or rows where
+    samples are given. Raises ProofFailed where a mask is wrong.
     """
-    key = _key(samples, renderer, max_length, on_overlength, on_bad_row)
-    if cache is not None and (found := _load(cache, key)) is not None:
+    sources = source if isinstance(source, Sources) else None
+    key = _key(source, renderer, max_length, on_overlength) if cache is not None else ""
+    if cache is not None and (kept := store.load(cache, key, TYPES)) is not None:
         if progress is not None:
-            progress(len(samples), len(samples))
-        return found
-    documents, report = _render(samples, renderer, max_length, on_overlength, on_bad_row, progress)
-    report |= {
-        "documents": len(documents),
-        "tokens": documents.tokens,
-        "learned_tokens": documents.learned_tokens,
-        "longest": int(documents.lengths_D.max()),
+            progress(1, 1)
+        return _prepared(*kept, sources)
+    writer = store.Writer(cache, key, TYPES)
+    try:
+        gathered = _gather(source, Tokenise(renderer, max_length, on_overlength), workers, writer, progress)
+        facts = gathered.facts() | {"settings": settings(renderer, max_length, on_overlength)}
+        prepared = _prepared(writer.arrays(), facts, sources)
+        writer.keep(facts)
+    except BaseException:
+        writer.drop()
+        raise
+    if cache is not None:
+        store.trim(cache)
+    return prepared
+
+
+def settings(renderer: Renderer, max_length: int, on_overlength: str) -> dict[str, Any]:
+    """What of `data.json` says how rows were rendered."""
+    return {
         "max_length": max_length,
         "on_overlength": on_overlength,
         "thinking": renderer.thinking,
         "date": renderer.date if renderer.prints_date else None,
         "template_sha256": hashlib.sha256(renderer.template.encode()).hexdigest() if renderer.template else None,
-        "mask_sha256": documents.fingerprint,
     }
-    if cache is not None:
-        _save(cache, key, documents, report)
-    return documents, report
 
 
-@dataclass(slots=True)
-class _Fates:
-    """What became of the rows; those of `bad` are in `dropped` too."""
+@dataclass
+class Gathered:
+    """What pieces say of rows, added up."""
 
-    counts: Counter[str] = field(default_factory=Counter)
-    dropped: list[dict[str, str]] = field(default_factory=list)
-    cut: list[str] = field(default_factory=list)
-    bad: list[str] = field(default_factory=list)  # the template cannot write them
-    long: list[str] = field(default_factory=list)  # `error`, or `split` of a conversation
+    reports: list[FileReport]
+    broken: list[str]
+    reasons: dict[str, str] = field(default_factory=dict)
+    notes: Counter[str] = field(default_factory=Counter)
+    proved: Counter[str] = field(default_factory=Counter)
+    tallies: dict[int, Tally] = field(default_factory=dict)
+    texts: int = 0
+    rows: int = 0
 
+    def add(self, piece: Piece) -> None:
+        self.reasons |= {str(self.rows + row): reason for row, reason in piece.reasons.items()}
+        self.rows += len(piece.fate_R)
+        self.notes += piece.notes
+        self.proved.update(piece.proved)
+        self.texts += piece.texts
+        for number, count in piece.rows.items():
+            self.reports[number].rows += count
+            self.reports[number].good += count - len(piece.bad.get(number, ()))
+        for number, bad in piece.bad.items():
+            self.reports[number].bad += bad
+        for number, tally in piece.tallies.items():
+            self.tallies.setdefault(number, Tally()).add(tally)
 
-def _render(
-    samples: Sequence[Sample],
-    renderer: Renderer,
-    max_length: int,
-    on_overlength: OnOverlength,
-    on_bad_row: str,
-    progress: Callable[[int, int], None] | None,
-) -> tuple[Documents, dict[str, Any]]:
-    """Batch by batch into flat arrays: a token takes 4 bytes there, 36 in a list."""
-    notes_before = renderer.notes.copy()
-    fates, flat, proved = _Fates(), [], Counter[str]()
-    for first in range(0, len(samples), BATCH):
-        batch = samples[first : first + BATCH]
-        found = renderer.documents_of(batch)
-        documents = [
-            document
-            for sample, these in zip(batch, found, strict=True)
-            for document in _fit(sample, these, renderer, max_length, on_overlength, fates)
-        ]
-        proved.update(dataclasses.asdict(prove(documents, renderer)))
-        proved["answers_without_end"] += sum(document.cut for document in documents)
-        flat.append(_flatten(documents))
-        if progress is not None:
-            progress(min(first + BATCH, len(samples)), len(samples))
-    _refuse(fates.bad if on_bad_row == "error" else [], fates.long, max_length)
-    if not any(len(documents) for documents in flat):
-        reasons = Counter(row["reason"] for row in fates.dropped)
-        why = "; ".join(f"{reason} ({count} rows)" for reason, count in reasons.most_common(3)) or "there are no rows"
-        raise UserError(f"no row is left to learn from: {why}")
-    counts = {fate: fates.counts[fate] for fate in ("kept", "cut", "split")}
-    assert sum(counts.values()) + len(fates.dropped) == len(samples)
-    report = {"rows": len(samples), **counts, "dropped": fates.dropped, "cut_origins": fates.cut}
-    report |= {"answers_without_end": proved.pop("answers_without_end"), "notes": dict(sorted((renderer.notes - notes_before).items()))}
-    return _together(flat), report | {"proof": dict(proved)}
+    def facts(self) -> dict[str, Any]:
+        reports = []
+        for number, report in enumerate(self.reports):
+            tally = self.tallies.get(number, Tally())
+            reports.append(dataclasses.asdict(dataclasses.replace(report, warnings=report.warnings + tally.warnings(report.format))))
+        return {
+            "files": [report.file for report in self.reports],
+            "reports": reports,
+            "broken": self.broken,
+            "reasons": self.reasons,
+            "texts": self.texts,
+            "rendering": {"notes": dict(sorted(self.notes.items())), "proof": dict(self.proved)},
+        }
 
 
-def _fit(
-    sample: Sample, found: list[Document] | RowError, renderer: Renderer, max_length: int, on_overlength: OnOverlength, fates: _Fates
-) -> list[Document]:
-    if isinstance(found, RowError):
-        fates.bad.append(f"{sample.origin}: {found}")
-        fates.dropped.append({"origin": sample.origin, "reason": str(found)})
-        return []
-    notes = renderer.notes.copy()  # rendering a row again to fit it must not count it again
-    fitted = fit(sample, found, renderer, max_length=max_length, on_overlength=on_overlength)
-    renderer.notes = notes
-    if fitted.fate == "refused":
-        fates.long.append(f"{sample.origin}: {fitted.reason}")
-    elif fitted.fate == "dropped":
-        fates.dropped.append({"origin": sample.origin, "reason": fitted.reason})
+def _gather(
+    source: Sources | Sequence[Sample], work: Tokenise, workers: int, writer: store.Writer, progress: Seen | None
+) -> Gathered:
+    gathered = Gathered([], [])
+    if isinstance(source, Sources):
+        given, whole = blocks(source, gathered.reports, gathered.broken), source.bytes
     else:
-        fates.counts[fitted.fate] += 1
-        fates.cut += [sample.origin] if fitted.fate == "cut" else []
-    return fitted.documents
+        given, whole = _of_samples(source, gathered.reports), len(source)
+    done = tokens = 0
+    with Workers(work, workers) as pool:
+        for piece in pool.map(given):
+            end_D = tokens + piece.length_D.cumsum()
+            tokens += int(piece.length_D.sum())
+            writer.add(ids_N=piece.ids_N, learned_N=piece.learned_N, end_D=end_D, learned_D=piece.learned_D, unended_D=piece.unended_D)
+            writer.add(row_D=gathered.rows + piece.row_D, file_R=piece.file_R, line_R=piece.line_R, fate_R=piece.fate_R)
+            gathered.add(piece)
+            done += piece.size
+            if progress is not None:
+                progress(min(done, whole), max(whole, 1))
+    return gathered
 
 
-def _refuse(bad: list[str], long: list[str], max_length: int) -> None:
-    problems = []
-    for rows, what, cure in (
-        (bad, "rows cannot be written with this model's chat template", "mend them, or leave them out with data.on_bad_row=skip"),
-        (long, f"rows are longer than data.max_length {max_length}", "raise it, or set data.on_overlength to truncate or drop"),
-    ):
-        if rows:
-            problems += [f"{len(rows)} {what}:", *(f"  {row}" for row in rows[:LISTED])]
-            problems += [f"  ... and {len(rows) - LISTED} more"] if len(rows) > LISTED else []
-            problems.append(f"  {cure}")
-    if problems:
-        raise UserError(*problems)
+def _of_samples(samples: Sequence[Sample], reports: list[FileReport]) -> Iterator[Block]:
+    names = list(dict.fromkeys(sample.origin.rpartition(":")[0] for sample in samples))
+    reports += [FileReport(name) for name in names]
+    for first in range(0, len(samples), BATCH):
+        parts = []
+        for name, own in itertools.groupby(samples[first : first + BATCH], lambda sample: sample.origin.rpartition(":")[0]):
+            rows, number = list(own), names.index(name)
+            reports[number].rows += len(rows)
+            reports[number].good += len(rows)
+            parts.append(Part(number, Reading(), Decided("", Reading().columns, {}), rows))
+        yield Block(parts, sum(len(part.rows) for part in parts))  # type: ignore[arg-type]
 
 
-def _flatten(documents: Sequence[Document]) -> Documents:
-    lengths_D = np.array([len(document.ids) for document in documents], np.int64)
-    starts_D1 = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths_D)])
-    ids_N = np.empty(starts_D1[-1], np.uint32)
-    learned_N = np.zeros(starts_D1[-1], np.bool_)
-    for document, start in zip(documents, starts_D1, strict=False):
-        ids_N[start : start + len(document.ids)] = document.ids
-        for begin, end in document.spans:
-            learned_N[start + begin : start + end] = True
-    return Documents(ids_N, learned_N, starts_D1, [document.origin for document in documents])
+def _prepared(arrays: dict[str, Any], facts: dict[str, Any], sources: Sources | None) -> Prepared:
+    row_D, file_R, line_R = arrays["row_D"], arrays["file_R"], arrays["line_R"]
+    tokens = (arrays["ids_N"], arrays["learned_N"], arrays["end_D"])
+    documents = flat(*tokens, file_R[row_D], line_R[row_D], facts["files"], arrays["learned_D"])
+    return Prepared(documents, row_D, arrays["unended_D"], file_R, line_R, arrays["fate_R"], facts, sources)
 
 
-def _together(flat: Sequence[Documents]) -> Documents:
-    before_B = np.cumsum([0, *(documents.tokens for documents in flat)])
-    starts = [documents.starts_D1[:-1] + before for documents, before in zip(flat, before_B, strict=False)]
-    return Documents(
-        np.concatenate([documents.ids_N for documents in flat]),
-        np.concatenate([documents.learned_N for documents in flat]),
-        np.concatenate([*starts, before_B[-1:]]),
-        [origin for documents in flat for origin in documents.origins],
-    )
-
-
-# --- the cache: two files beside each other, the JSON written last, so that it stands only where both are whole ---
-
-
-def _key(samples: Sequence[Sample], renderer: Renderer, max_length: int, on_overlength: str, on_bad_row: str) -> str:
-    digest = hashlib.sha256(json.dumps([LAYOUT, renderer.fingerprint, max_length, on_overlength, on_bad_row]).encode())
-    for sample in samples:
-        row = [sample.origin, sample.messages, sample.tools, sample.text]
-        digest.update(json.dumps(row, ensure_ascii=True, separators=(",", ":")).encode() + b"\n")
+def _key(source: Sources | Sequence[Sample], renderer: Renderer, max_length: int, on_overlength: str) -> str:
+    digest = hashlib.sha256(json.dumps([LAYOUT, renderer.fingerprint, max_length, on_overlength]).encode())
+    if isinstance(source, Sources):
+        digest.update(source.fingerprint().encode())
+    else:
+        for sample in source:
+            row = [sample.origin, sample.messages, sample.tools, sample.text]
+            digest.update(json.dumps(row, ensure_ascii=True, separators=(",", ":")).encode() + b"\n")
     return digest.hexdigest()[:32]
 
 
-def _load(cache: Path, key: str) -> tuple[Documents, dict[str, Any]] | None:
-    from safetensors.numpy import load_file
-
-    try:
-        kept = json.loads((cache / f"{key}.json").read_text(encoding="utf-8"))
-        arrays = load_file(cache / f"{key}.safetensors")
-        documents = Documents(arrays["ids_N"], arrays["learned_N"], arrays["starts_D1"], kept["origins"])
-    except Exception:  # absent, or not as we wrote it: it is made anew
-        return None
-    return (documents, kept["report"]) if documents.fingerprint == kept["report"]["mask_sha256"] else None
+def _report(kept: dict[str, Any]) -> FileReport:
+    return FileReport(**(kept | {"bad": [row if isinstance(row, BadRow) else BadRow(**row) for row in kept["bad"]]}))
 
 
-def _save(cache: Path, key: str, documents: Documents, report: dict[str, Any]) -> None:
-    """Write both files aside and rename them. A cache that cannot be written is no reason to stop."""
-    from safetensors.numpy import save
-
-    arrays = {"ids_N": documents.ids_N, "learned_N": documents.learned_N, "starts_D1": documents.starts_D1}
-    text = json.dumps({"report": report, "origins": documents.origins}, ensure_ascii=False)
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-        for suffix, content in ((".safetensors", save(arrays)), (".json", text.encode())):
-            aside = cache / f".{key}{suffix}.{os.getpid()}"
-            aside.write_bytes(content)
-            os.replace(aside, cache / f"{key}{suffix}")
-    except OSError:
-        return
+def _file(report: FileReport) -> dict[str, Any]:
+    return {
+        "file": Path(report.file).name,
+        "rows": report.rows,
+        "good": report.good,
+        "bad": [{"line": row.line, "reason": row.reason} for row in report.bad],
+        "format": report.format,
+        "encoding": report.encoding,
+        "warnings": report.warnings,
+    }

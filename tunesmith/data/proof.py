@@ -2,8 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
-
 from tunesmith.data.render import Document, Renderer
 from tunesmith.errors import ProofFailed
 
@@ -28,7 +26,7 @@ def prove(documents: Sequence[Document], renderer: Renderer) -> Proved:
     chosen = documents if len(documents) <= EVERY else [documents[n * len(documents) // SOME] for n in range(SOME)]
     problems: list[str] = []
     said = [(document, n) for document in chosen for n in range(len(document.answers))]
-    decoded = iter(_decode(renderer.tokenizer, [document.ids[slice(*document.spans[n])] for document, n in said]))
+    decoded = iter(renderer.encoder.decode([document.ids[slice(*document.spans[n])] for document, n in said]))
     stops, approximate = renderer.stops, 0
     for document in chosen:
         problems += [f"{document.origin}: {problem}" for problem in _share(document)]
@@ -65,10 +63,6 @@ def _share(document: Document) -> list[str]:
     return [] if bounds == sorted(bounds) else [f"its learned tokens {document.spans} overlap or lie outside"]
 
 
-def _decode(tokenizer: Any, ids: list[list[int]]) -> list[str]:
-    return tokenizer.batch_decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False) if ids else []
-
-
 def _same(text: str, answer: str, cut: bool) -> bool:
     """Equal, but for a blank in front that some tokenizers only show inside a text, and a character that a cut split."""
     if cut:
@@ -78,7 +72,7 @@ def _same(text: str, answer: str, cut: bool) -> bool:
 
 def _lossy(text: str, answer: str, renderer: Renderer, cut: bool) -> bool:
     """Whether the difference is the tokenizer's own: the answer alone comes back changed, and as these tokens say it."""
-    alone = _decode(renderer.tokenizer, renderer.encoder.batch([answer]))[0]
+    alone = renderer.encoder.decode(renderer.encoder.batch([answer]))[0]
     return alone != answer and _same(text, alone, cut)
 
 

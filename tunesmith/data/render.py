@@ -67,6 +67,10 @@ class Renderer:
         self.bos = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None and probe_ids[:1] == [tokenizer.bos_token_id] else []
         self._template(())
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """To another process goes what it takes to make the same renderer: a compiled template cannot be sent."""
+        return _made_again, (self.tokenizer, self.thinking, self.date, sorted(self._stop_ids))
+
     # --- what others ask ---
 
     def prompt_ids(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = ()) -> list[int]:
@@ -267,3 +271,7 @@ class Renderer:
             )
         self.notes[notes.OWN_DOCUMENTS] += len(documents) > 1
         return documents
+
+
+def _made_again(tokenizer: Any, thinking: Thinking, date: str, stop_ids: Iterable[int]) -> Renderer:
+    return Renderer(tokenizer, thinking=thinking, date=date, stop_ids=stop_ids)

@@ -3,9 +3,9 @@
 import contextlib
 import hashlib
 import itertools
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 from tunesmith.data import columns as renaming
 from tunesmith.data import shape
@@ -17,9 +17,12 @@ from tunesmith.data.resolve import File, Resolved, resolve
 from tunesmith.data.sample import BadRow, FileReport, RowError, Sample
 from tunesmith.errors import UserError
 
+T = TypeVar("T")
+
 LISTED = 20  # bad rows in a message
 SHOWN = 5  # lines named in a sentence
 RECOGNISED_FROM = 200  # first rows of a file that decide its format
+SPARE = 10_000  # samples held while some of them are picked
 DECIDED_FROM = 1000  # first rows of a file that decide which columns may be absent
 
 
@@ -36,24 +39,19 @@ class Reading:
 
 
 def load_samples(
-    source: str | list[tuple[str, float]],
-    *,
-    format: str = "auto",
-    columns: dict[str, str] | None = None,
-    prompt: str | None = None,
-    on_bad_row: str = "error",
+    source: str | list[tuple[str, float]], *, on_bad_row: str = "error", info: str = "auto", **how: Any
 ) -> tuple[list[Sample], list[FileReport]]:
-    """The usable rows of all sources, in the order of the files, and a report on every file.
+    """The usable rows of all sources, in the order of the files, and a report on every file; `how` is what `understand` takes.
 
     A list gives each source a weight: 2.0 is every row twice, 0.5 a deterministic half. Raises UserError with every
     file and row that cannot be used; with `on_bad_row="skip"` bad rows are only counted in the reports.
     """
-    reading = understand(format, columns, prompt)
+    reading = understand(**how)
     weighted = [(source, 1.0)] if isinstance(source, str) else source
     if not weighted or not all(name for name, _ in weighted):
         raise UserError("no training data: name a file, a folder, a glob or builtin:NAME (--data, or data.train)")
     problems: list[str] = []
-    resolved = _resolve_all([name for name, _ in weighted], problems)
+    resolved = _resolve_all([name for name, _ in weighted], info, problems)
     samples: list[Sample] = []
     reports: list[FileReport] = []
     for found, (name, weight) in zip(resolved, weighted, strict=True):
@@ -68,7 +66,7 @@ def load_samples(
         good = _part(good, found.rows, name, reports)
         samples += weigh(good, weight)
     if on_bad_row == "error":
-        problems += _bad_rows(reports)
+        problems += bad_rows(reports)
     if not problems and not samples:
         bad = sum(len(report.bad) for report in reports)
         problems.append(
@@ -105,6 +103,7 @@ def read_samples(file: File, reading: Reading, report: FileReport) -> Iterator[S
     once the last sample is taken. Raises Unreadable, after filling the report as far as the file goes.
     """
     report.warnings += file.notes
+    reading = reading_of(file, reading)
     tally, broken = Tally(), list[Unreadable]()
     rows = _counted(_rows(file, reading, report), report, broken)
     head = list(itertools.islice(rows, DECIDED_FROM))
@@ -125,6 +124,14 @@ def read_samples(file: File, reading: Reading, report: FileReport) -> Iterator[S
         raise broken[0]
     if not report.rows:
         raise Unreadable(file.name, 0, "no rows")
+
+
+def reading_of(file: File, reading: Reading) -> Reading:
+    """How this file is understood: where `data.info` names it, as its entry says."""
+    documents = file.documents or reading.documents
+    if file.adapt is None:
+        return replace(reading, documents=documents)
+    return Reading(guess=reading.guess, encoding=reading.encoding, documents=documents, adapt=file.adapt)
 
 
 def _counted(rows: Iterable[Row | BadRow], report: FileReport, broken: list[Unreadable]) -> Iterator[Row | BadRow]:
@@ -290,11 +297,11 @@ def _rows(file: File, reading: Reading, report: FileReport) -> Iterable[Row | Ba
     return [Row(file.name, line, values) for line, values in enumerate(BUILTIN[file.name.removeprefix("builtin:")](), start=1)]
 
 
-def _resolve_all(names: list[str], problems: list[str]) -> list[Resolved]:
+def _resolve_all(names: list[str], info: str, problems: list[str]) -> list[Resolved]:
     resolved = []
     for name in names:
         try:
-            resolved.append(resolve(name))
+            resolved.append(resolve(name, info))
         except UserError as error:
             problems += error.problems
             resolved.append(Resolved(()))
@@ -309,24 +316,30 @@ def _part(samples: list[Sample], rows: int | None, name: str, reports: list[File
     return pick(samples, rows, "sample")
 
 
-def pick(samples: list[Sample], count: int, salt: str) -> list[Sample]:
-    """`count` of the samples, the same ones always, in their order; a smaller count is a part of a larger one."""
-    if count >= len(samples):
-        return samples
+def pick(samples: Iterable[T], count: int, salt: str) -> list[T]:
+    """`count` of the samples, the same ones always, in their order; a smaller count is a part of a larger one.
 
-    def chance(index: int) -> bytes:
-        return hashlib.sha256(f"tunesmith {salt} {index}".encode()).digest()
+    Holds no more than about twice as many at a time.
+    """
+    held: list[tuple[bytes, int, T]] = []
+    for index, sample in enumerate(samples):
+        held.append((hashlib.sha256(f"tunesmith {salt} {index}".encode()).digest(), index, sample))
+        if len(held) > 2 * count + SPARE:
+            held = sorted(held, key=_chance)[:count]
+    return [sample for _, _, sample in sorted(sorted(held, key=_chance)[:count], key=lambda item: item[1])]
 
-    return [samples[index] for index in sorted(sorted(range(len(samples)), key=chance)[:count])]
+
+def _chance(item: tuple[bytes, int, T]) -> bytes:
+    return item[0]
 
 
-def weigh(samples: list[Sample], weight: float) -> list[Sample]:
+def weigh(samples: Sequence[T], weight: float) -> list[T]:
     """Every sample as often as the whole part of `weight` says, and the fraction's share of them once more."""
     whole = int(weight)
-    return samples * whole + pick(samples, round((weight - whole) * len(samples)), "weight")
+    return list(samples) * whole + pick(samples, round((weight - whole) * len(samples)), "weight")
 
 
-def _bad_rows(reports: list[FileReport]) -> list[str]:
+def bad_rows(reports: list[FileReport]) -> list[str]:
     """Lines for a message: the first bad rows by their place, the count of the others, the cure."""
     bad = [row for report in reports for row in report.bad]
     if not bad:

@@ -52,6 +52,7 @@ class Encoder:
                 lengths.append(len(content))
                 lengths.sort(reverse=True)
         self._first = re.compile("[" + "".join(map(re.escape, self._lengths)) + "]" if self._lengths else "(?!)")
+        self._backend = _plain_backend(tokenizer)
         # tokenizers of SentencePiece's kind put a blank before a text's first word
         self.adds_blank = self.batch(["\nx"])[0] != self.batch(["\n"])[0] + self.batch(["x"])[0]
 
@@ -100,9 +101,22 @@ class Encoder:
         """Ids of each text, with nothing added. `split`: a special token's characters are text."""
         if not texts:
             return []
+        if self._backend is not None:
+            self._backend.no_truncation()
+            self._backend.no_padding()
+            self._backend.encode_special_tokens = split
+            return [encoding.ids for encoding in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
         quiet = {"return_attention_mask": False, "return_token_type_ids": False, "verbose": False}
         kept = self.tokenizer(list(texts), add_special_tokens=False, split_special_tokens=split, **quiet)
         return kept["input_ids"]
+
+    def decode(self, batch: Sequence[list[int]]) -> list[str]:
+        """What each list of ids says, special tokens and all."""
+        if not batch:
+            return []
+        if self._backend is not None:
+            return self._backend.decode_batch(list(batch), skip_special_tokens=False)
+        return self.tokenizer.batch_decode(list(batch), skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
     def encode(self, texts: Sequence[Marked]) -> list[list[int]]:
         """Ids of rendered texts, exactly as a server has them."""
@@ -173,6 +187,14 @@ class Encoder:
             return self.encode([answer])[0]
         border, ids = self.encode([Marked("\n"), Marked("\n" + answer.text, answer.hidden)])
         return ids[len(border) :] if ids[: len(border)] == border else self.encode([answer])[0]
+
+
+def _plain_backend(tokenizer: Any) -> Any:
+    """The Rust tokenizer, where a call of the tokenizer is nothing but a call of it; asked without offsets it is 1.3 times as fast."""
+    from transformers import PreTrainedTokenizerFast
+
+    own = getattr(type(tokenizer), "_encode_plus", None)
+    return tokenizer.backend_tokenizer if own is PreTrainedTokenizerFast._encode_plus else None
 
 
 def _key(item: Marked) -> tuple[str, tuple[tuple[str, str], ...]]:

@@ -21,7 +21,7 @@ def explain(documents: Documents, forward: Forward, rows: list[Row], losses: lis
         return "the gradient norm is not finite"
     alone = [make_row(documents, [document]) for row in bad for document in row.documents]
     guilty = [row for row in alone if not torch.isfinite(forward.loss(row))] or alone
-    origins = list(dict.fromkeys(documents.origins[row.documents[0]] for row in guilty))
+    origins = list(dict.fromkeys(documents.origin(row.documents[0]) for row in guilty))
     more = f" and {len(origins) - NAMED} more" if len(origins) > NAMED else ""
     where = forwards.first_nonfinite(forward, guilty[0])
     return f"the loss is not finite in {', '.join(origins[:NAMED])}{more}" + (

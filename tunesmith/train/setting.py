@@ -14,18 +14,16 @@ import torch
 from tunesmith import hardware
 from tunesmith.config import Run, parse
 from tunesmith.data.batches import Plan
-from tunesmith.data.documents import Documents, prepare
+from tunesmith.data.documents import Documents
 from tunesmith.data.render import Renderer
-from tunesmith.data.sample import FileReport, Sample
-from tunesmith.data.sources import load_samples, pick, where
 from tunesmith.errors import UserError
 from tunesmith.methods import layout
 from tunesmith.methods.method import METHODS, build
 from tunesmith.methods.settings import LoRA
 from tunesmith.methods.tuning import Tuning
 from tunesmith.models import load as loading
-from tunesmith.models.source import Located, cache_folder, locate
-from tunesmith.train import tensorboard
+from tunesmith.models.source import Located, locate
+from tunesmith.train import corpora, tensorboard
 
 Tell = Callable[[str], None]
 NF4_BYTES = 0.7  # bytes a parameter while loading, with embeddings that stay as they are
@@ -77,26 +75,14 @@ def decide(run: Run, origins: dict[str, str], tell: Tell = lambda sentence: None
 
     renderer = Renderer(tokenizer, thinking=run.data.thinking, date=auto.run.data.date, stop_ids=loading.stop_ids(located.folder, config))
     tell("reading and tokenising the data")
-    samples, evaluation_samples, files = _samples(auto.run)
-    kind = "text" if all(sample.text is not None for sample in samples) else "generate"
+    corpus = corpora.read(auto.run, renderer)
+    kind = "text" if corpus.is_text else "generate"
     auto.set("task.name", "auto", kind, "the data")
     if auto.run.task.name != kind:
         raise UserError(f"task.name is {auto.run.task.name}, but the data is made of {'raw text' if kind == 'text' else 'conversations'}")
-    arguments: dict[str, Any] = {
-        "max_length": run.data.max_length,
-        "on_overlength": run.data.on_overlength,
-        "on_bad_row": run.data.on_bad_row,
-        "cache": cache_folder() / "tokens",
-    }
-    if kind == "text" and run.data.on_overlength == "truncate":
-        arguments["on_overlength"] = "split"  # a file is a document: cutting it would throw most of it away
+    if kind == "text":  # a file is a document: cutting it would throw most of it away
         auto.set("data.on_overlength", "truncate", "split", "raw text is split, nothing is thrown away")
-    documents, report = prepare(samples, renderer, **arguments)
-    _count_bad_rows(report, files)
-    evaluation = None
-    if evaluation_samples:
-        evaluation, evaluated = prepare(evaluation_samples, renderer, **arguments)
-        report["evaluation"] = {key: evaluated[key] for key in ("rows", "documents", "tokens", "learned_tokens", "mask_sha256")}
+    documents, evaluation, report = corpus.documents, corpus.evaluation, corpus.report
 
     steps, plan = _plan(auto, documents)
     auto.set("train.learning_rate", "auto", _rate(auto.run, config), f"the default of {run.method.name} at this width")
@@ -222,27 +208,6 @@ def _fits(located: Located, skeleton: Any, run: Run, device: torch.device) -> lo
     raise loading.too_large(located.name, needed, free, device, cure)
 
 
-def _samples(run: Run) -> tuple[list[Sample], list[Sample], list[FileReport]]:
-    """Training samples, samples for the evaluation loss, and what the files were."""
-    arguments: dict[str, Any] = {
-        "format": run.data.format,
-        "columns": run.data.columns,
-        "prompt": run.data.prompt,
-        "on_bad_row": run.data.on_bad_row,
-    }
-    train = run.data.train if isinstance(run.data.train, str) else [(source.source, source.weight) for source in run.data.train]
-    samples, files = load_samples(train, **arguments)
-    if run.data.evaluate is None:
-        return samples, [], files
-    if isinstance(run.data.evaluate, str):
-        return samples, load_samples(run.data.evaluate, **arguments)[0], files
-    count = max(1, round(run.data.evaluate * len(samples)))
-    if count >= len(samples):
-        raise UserError(f"data.evaluate={run.data.evaluate} would leave none of the {len(samples)} rows to train on")
-    chosen = {id(sample) for sample in pick(samples, count, "evaluate")}
-    return [s for s in samples if id(s) not in chosen], [s for s in samples if id(s) in chosen], files
-
-
 def _plan(auto: _Auto, documents: Documents) -> tuple[int, Plan]:
     run = auto.run
     longest = int(documents.lengths_D.max())
@@ -269,23 +234,3 @@ def _out(run: Run, located: Located) -> str:
     data = Path(source.partition("#")[0].removeprefix("builtin:").rstrip("/*")).stem or "data"
     method = "qlora" if run.method.name == "lora" and run.model.quantize else run.method.name
     return f"runs/{located.name}-{method}-{data}".lower().replace(" ", "-")
-
-
-def _count_bad_rows(report: dict[str, Any], files: list[FileReport]) -> None:
-    """Rows that were left out while reading are rows that were read and dropped: the fates still add up."""
-    bad = [{"origin": where(row), "reason": row.reason} for file in files for row in file.bad]
-    report["rows"] += len(bad)
-    report["dropped"] = bad + report["dropped"]
-    report["files"] = [_file(each) for each in files]
-
-
-def _file(report: FileReport) -> dict[str, Any]:
-    return {
-        "file": Path(report.file).name,
-        "rows": report.rows,
-        "good": report.good,
-        "bad": [{"line": row.line, "reason": row.reason} for row in report.bad],
-        "format": report.format,
-        "encoding": report.encoding,
-        "warnings": report.warnings,
-    }

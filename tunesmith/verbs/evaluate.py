@@ -93,9 +93,7 @@ def _samples(arguments: argparse.Namespace, run: config.Run | None) -> tuple[Any
     settings = _data_settings(arguments, run)
     from tunesmith.data.sources import load_samples
 
-    samples, _ = load_samples(
-        source, format=settings.format, columns=settings.columns, prompt=settings.prompt, on_bad_row=settings.on_bad_row
-    )
+    samples, _ = load_samples(source, on_bad_row=settings.on_bad_row, info=settings.info, **settings.reading)
     return source, samples[: arguments.limit]
 
 
