@@ -13,7 +13,7 @@ from typing import IO, cast
 from tunesmith.data import encoding
 from tunesmith.data.row import Unreadable
 
-CHUNK = 1 << 20  # bytes
+CHUNK = 1 << 18  # bytes
 HEAD = 1 << 16  # bytes by which the kind of the file is recognised
 MARKS = (
     (codecs.BOM_UTF32_LE, "utf-32", "UTF-32LE"),
@@ -21,7 +21,10 @@ MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16", "UTF-16LE"),
     (codecs.BOM_UTF16_BE, "utf-16", "UTF-16BE"),
 )
-LONG = 8  # characters beyond ASCII in a line; so many are not valid UTF-8 by chance
+LEAST = 60  # bytes of a part that say whether it is written in the encoding of the whole
+PARTS = 8
+BEYOND_ASCII = bytes(range(128, 256))
+LONG = 7  # characters beyond ASCII in a line; more are not valid UTF-8 by chance
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,50 +186,92 @@ def _nothing_else_beyond_ascii(path: Path, packed: bool) -> bool:
     return True
 
 
+@dataclass(slots=True)
+class _Survey:
+    """What the lines of a file that is not UTF-8 hold."""
+
+    line: int = 0  # the first one that is not UTF-8
+    offset: int = 0  # of its first wrong byte
+    wrong: int = 0  # lines that are not UTF-8
+    right: int = 0  # lines beyond ASCII that are
+    longest: int = 0  # characters beyond ASCII in one of these
+    first: bytes = b""  # wrong lines at the beginning
+    last: bytes = b""  # and at the end
+
+
+def _survey(path: Path, packed: bool) -> _Survey:
+    found = _Survey()
+    block: list[bytes] = []
+    offset = size = 0
+    for number, line in _lines(path, packed):
+        if not line.isascii():
+            try:
+                found.longest = max(found.longest, sum(ord(character) > 127 for character in line.decode("utf-8")))
+                found.right += 1
+            except UnicodeDecodeError as error:
+                if not found.wrong:
+                    found.line, found.offset = number, offset + error.start
+                found.wrong += 1
+                block.append(line)
+                size += len(line)
+                if size >= encoding.LOOKED_AT:
+                    found.last = b"".join(block)
+                    found.first, block, size = found.first or found.last, [], 0
+        offset += len(line)
+    if size > LEAST or not found.first:
+        found.last = b"".join(block)
+    found.first = found.first or found.last
+    return found
+
+
 def _lines(path: Path, packed: bool) -> Iterator[tuple[int, bytes]]:
+    """Lines with their numbers; one that is longer than a chunk comes in parts, cut behind an ASCII byte."""
+    number, rest = 1, b""
     with open_bytes(path, packed) as file:
-        yield from enumerate(file, start=1)
+        while part := file.readline(CHUNK):
+            part = rest + part
+            whole = part.endswith(b"\n")
+            cut = len(part) if whole else len(part.rstrip(BEYOND_ASCII)) or len(part)
+            rest = part[cut:]
+            yield number, part[:cut]
+            number += whole
+    if rest:
+        yield number, rest
 
 
 def _foreign(path: Path, name: str, packed: bool, head: bytes) -> Decoded:
     """A file that is not UTF-8. Raises Unreadable where its encoding is not certain or not the same everywhere."""
-    first_line = first_offset = offset = 0
-    first, last = b"", b""  # lines that are not UTF-8
-    right = wrong = longest = 0
-    for number, line in _lines(path, packed):
-        if not line.isascii():
-            try:
-                longest = max(longest, sum(ord(character) > 127 for character in line.decode("utf-8")))
-                right += 1
-            except UnicodeDecodeError as error:
-                wrong += 1
-                if not first_line:
-                    first_line, first_offset = number, offset + error.start
-                if len(first) < encoding.LOOKED_AT:
-                    first += line
-                else:
-                    last = (last + line)[-encoding.LOOKED_AT :]
-        offset += len(line)
-    guess = encoding.guess(first)
-    where = f"byte {first_offset} is not UTF-8"
-    by_chance = guess is not None and guess.codec not in encoding.SINGLE_BYTE and longest < LONG and right < wrong / 2
-    if right and not by_chance:
+    seen = _survey(path, packed)
+    guess = encoding.guess(seen.first)
+    where = f"byte {seen.offset} is not UTF-8"
+    by_chance = guess is not None and seen.longest <= encoding.BY_CHANCE.get(guess.codec, LONG) and seen.right < seen.wrong / 2
+    if seen.right and not by_chance:
         looks = f", they look like {guess.name}" if guess else ""
         reason = f"{where}, but other lines are: two encodings stand in one file{looks}; convert the parts before joining them"
-        raise Unreadable(name, first_line, reason)
+        raise Unreadable(name, seen.line, reason)
     if guess is None:
         reason = f"{where}, nor an encoding that we recognise: name it (data.encoding=NAME), or save the file as UTF-8 text"
-        raise Unreadable(name, first_line, reason)
-    cure = f"If it is, say data.encoding={guess.name}, or convert it: {encoding.cure(name, guess.name)}"
+        raise Unreadable(name, seen.line, reason)
     if not guess.certain:
-        reason = f"{where}; the file looks like {guess.name}, but that is not certain enough to read it so. {cure}"
-        raise Unreadable(name, first_line, reason, guess.name)
-    other = encoding.guess(last[last.find(b"\n") + 1 :]) if last else None
-    if other and other.codec != guess.codec and other.certain:
-        reason = f"{where}; the file begins in {guess.name} and ends in {other.name}: convert the parts before joining them"
-        raise Unreadable(name, first_line, reason)
+        reason = f"{where}; the file looks like {guess.name}, but that is not certain enough to read it so. "
+        cure = f"If it is, say data.encoding={guess.name}, or convert it: {encoding.cure(name, guess.name)}"
+        raise Unreadable(name, seen.line, reason + cure, guess.name)
+    if other := _second(seen, guess):
+        reason = f"{where}; the file looks like {guess.name} here and like {other} further on: convert the parts before joining them"
+        raise Unreadable(name, seen.line, reason)
     try:
         return Decoded(guess.codec, guess.name, _newline(path, packed, guess.codec), _head(head, guess.codec), _recognised(guess.name))
     except _Broken as broken:
         reason = f"the file looks like {guess.name}, but byte {broken.offset} is not {guess.name}: it is broken here, or two encodings "
         raise Unreadable(name, broken.line, reason + "stand in one file; convert the parts before joining them", guess.name) from None
+
+
+def _second(seen: _Survey, guess: encoding.Guess) -> str | None:
+    """Another encoding in which a part of the file is written: nearly all bytes can be decoded as GB18030, right or not."""
+    lines = seen.first.splitlines(keepends=True)
+    step = max(1, len(lines) // PARTS)
+    for part in [*(b"".join(lines[start : start + step]) for start in range(0, len(lines), step)), seen.last]:
+        found = encoding.guess(part) if len(part) >= LEAST else None
+        if found and found.codec != guess.codec and found.odds >= 1.5 * encoding.CERTAIN:
+            return found.name
+    return None

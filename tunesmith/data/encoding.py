@@ -42,7 +42,7 @@ ENCODINGS: dict[str, tuple[str, float, bool]] = {
     "IBM850": ("cp850", -5, False),
     "Macintosh": ("mac_roman", -5, False),
 }
-SINGLE_BYTE = {"cp1252", "cp1251"}  # of those that are read; here no line is valid UTF-8 by chance
+BY_CHANCE = {"cp1252": 0, "cp1251": 1}  # characters of a line that may be valid UTF-8 all the same: "Ні" in Windows-1251
 WIDER = {"gb2312": "gb18030", "gbk": "gb18030", "big5": "Big5", "cp950": "Big5-HKSCS", "shift_jis": "Shift-JIS", "euc_kr": "EUC-KR"}
 NO_FILES = {"idna", "punycode", "undefined", "unicode-escape", "raw-unicode-escape", "unicode_escape", "raw_unicode_escape", "utf-7"}
 ICONV = {"Shift-JIS": "CP932", "EUC-KR": "CP949", "Windows-1251": "CP1251", "Windows-1252": "CP1252"}

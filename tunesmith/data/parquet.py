@@ -52,7 +52,7 @@ def _seekable(path: Path, packed: bool) -> IO[bytes]:
     """The file's bytes; a packed file is unpacked onto the disk first, since tables are read from their end."""
     if not packed:
         return open(path, "rb")
-    unpacked = tempfile.TemporaryFile()
+    unpacked = tempfile.TemporaryFile()  # noqa: SIM115 (the caller closes it)
     with open_bytes(path, True) as file:
         while chunk := file.read(CHUNK):
             unpacked.write(chunk)
