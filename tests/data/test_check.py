@@ -154,8 +154,8 @@ def test_a_hopelessly_long_row_is_bad_and_a_long_one_is_a_warning():
     )
     assert checked.warnings() == [
         "2 rows over data.max_length 256 (longest about 1,013 tokens): lines 62-63; data.on_overlength=truncate: "
-        "1 keep the whole answer, and the prompt loses its middle; 1 have an answer of more than 128 tokens, which loses its end and its "
-        "stop token"
+        "in 1 the answer stays whole and the prompt loses its middle; in 1 an answer of more than 128 tokens loses its end and its stop "
+        "token"
     ]
 
 

@@ -125,7 +125,7 @@ def test_leaks_between_files_are_named_with_the_lines_of_both_sides():
     assert test["warnings"] == [
         "30 rows also in leak_train.jsonl: lines 1-30 (there: lines 71-100); rows for a test must not be learned",
     ]
-    assert test["leaks"] == [{"file": "leak_train.jsonl", "alike": False, "rows": 30, "lines": "1-30", "earlier_lines": "71-100"}]
+    assert test["leaks"] == [{"file": "leak_train.jsonl", "how": "exact", "rows": 30, "lines": "1-30", "earlier_lines": "71-100"}]
 
 
 def test_every_row_of_a_mixed_file_has_its_own_reason():

@@ -8,7 +8,6 @@ from rich.console import Console
 from tests.templates import make_tokenizer
 from tunesmith.data.render import Renderer
 from tunesmith.data.sample import BadRow, Sample
-from tunesmith.data.served import difference
 from tunesmith.data.show import bracketed, pieces, show
 
 
@@ -68,9 +67,9 @@ def test_what_a_server_feeds_stands_beside_what_is_learned(renderer):
     assert code == 0
     for message, prompt in zip((2, 4), prompts, strict=True):
         assert f"before message {message} a server feeds {prompt} tokens (apply_chat_template): equal to what was trained" in text
-    both = text.index(f"trained: {len(document.ids)} tokens"), text.index(f"a server: {prompts[1]} tokens fed, then ")
+    both = text.index(f"trained: {len(document.ids)} tokens"), text.index(f"a server: {prompts[1]} tokens fed, ")
     assert both[0] < text.index("⟦Yes.<|im_end|>⟧") < both[1]  # narrow, or no terminal: one below the other
-    assert text.count("⟦So.<|im_end|>⟧") == 2 and text.count("⟦Yes.") == 1
+    assert text.endswith("<|im_start|>assistant\n\n\n") and text.count("⟦So.<|im_end|>⟧") == text.count("⟦Yes.") == 1
 
 
 def test_in_a_wide_terminal_both_stand_in_one_row(renderer):
@@ -91,12 +90,6 @@ def test_a_server_that_feeds_other_tokens_is_named_with_the_first_one(renderer):
     assert verdict.endswith("; special tokens in the text are text in training, and control tokens for this server")
 
 
-def test_the_first_difference():
-    assert difference([1, 2], [1, 2]) is None
-    assert difference([1, 2, 3], [1, 9, 3]) == 1
-    assert difference([1, 2], [1, 2, 3]) == difference([1, 2, 3], [1, 2]) == 2
-
-
 def test_raw_text_is_said_to_be_continued(renderer):
     code, text = printed([Sample("a.txt:1", text="Once upon")], renderer, served=True)
     assert code == 0 and "O⟦nce upon" in text and "raw text: a server feeds its beginning and goes on with it" in text
@@ -107,8 +100,17 @@ def test_preference_pairs_show_both_answers_and_judged_ones_their_judgement(rend
     code, text = printed([pair, dataclasses.replace(chat(2, "Hi", "So."), desirable=False)], renderer)
     assert code == 0
     assert text.index("a.jsonl:1 (chosen): ") < text.index("⟦Yes.") < text.index("a.jsonl:1 (rejected: not to be imitated): ")
-    assert text.index("(rejected") < text.index("⟦No.") < text.index("a.jsonl:2 (an answer judged bad: not to be imitated): ")
+    assert text.index("(rejected") < text.index("⟦No.") < text.index("a.jsonl:2 (judged bad: not to be imitated): ")
     assert text.count("⟦Yes.") == 1
+
+
+def test_answers_not_to_be_imitated_are_never_green(renderer):
+    pair = dataclasses.replace(chat(1, "Hi", "Yes."), rejected=({"role": "assistant", "content": "No."},))
+    _, text = printed([pair], renderer, terminal=True)
+    chosen, rejected = text.split("(rejected: not to be imitated)")
+    assert "\x1b[1;32m" in chosen and "\x1b[31m" not in chosen.split("(chosen)")[1]
+    assert "\x1b[31m" in rejected and "\x1b[1;32m" not in rejected
+    assert "learned (" not in text
 
 
 def test_no_color_and_markup(renderer, monkeypatch):

@@ -63,6 +63,13 @@ class Repeated:
     file: str = ""
 
 
+HOW = {
+    "exact": "also in {file}",
+    "alike": "also in {file}, but for case, spaces and punctuation",
+    "question": "whose prompt stands in {file} too, with another answer",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Repeats:
     """What was found in one file."""
@@ -70,8 +77,7 @@ class Repeats:
     exact: Repeated
     alike: Repeated  # the same but for case, spaces and punctuation
     conflicts: Repeated
-    leaks: tuple[Repeated, ...]  # rows that stand in a file before this one, by that file
-    leaks_alike: tuple[Repeated, ...]
+    leaks: tuple[tuple[str, Repeated], ...]  # rows that stand in a file before this one, by how (a key of HOW) and by that file
 
 
 def claim(sample: Sample) -> tuple[str, str]:
@@ -105,7 +111,7 @@ def find(digests: Digests) -> list[Repeats]:
     exact_N, plain_N, question_N, answer_N = (
         np.frombuffer(column, np.uint64) for column in (digests.exact, digests.plain, digests.question, digests.answer)
     )
-    everywhere_N, alike_everywhere_N = _first(exact_N), _first(plain_N)
+    everywhere = {"exact": _first(exact_N), "alike": _first(plain_N), "question": _first(question_N)}
     bounds = [*digests.starts, len(digests.exact)]
     found = []
     for start, end in itertools.pairwise(bounds):
@@ -115,17 +121,15 @@ def find(digests: Digests) -> list[Repeats]:
         new_R = first_R == index_R
         alike = new_R & (alike_R != index_R)
         conflicts = new_R & (answer_N[own] != answer_N[asked_R])
-        leaked = everywhere_N[own] < start
-        leaked_alike = ~leaked & (alike_everywhere_N[own] < start)
-        found.append(
-            Repeats(
-                _inside(~new_R, first_R, start, digests),
-                _inside(alike, alike_R, start, digests),
-                _inside(conflicts, asked_R, start, digests),
-                _across(leaked, everywhere_N[own], start, digests),
-                _across(leaked_alike, alike_everywhere_N[own], start, digests),
-            )
-        )
+        leaks: list[tuple[str, Repeated]] = []
+        told_R = np.zeros(end - start, np.bool_)
+        for how, first_N in everywhere.items():  # the strongest first; each row is told once
+            leaked_R = ~told_R & (first_N[own] < start)
+            leaks += [(how, leak) for leak in _across(leaked_R, first_N[own], start, digests)]
+            told_R |= leaked_R
+        inside = ((~new_R, first_R), (alike, alike_R), (conflicts, asked_R))
+        exactly, nearly, conflicting = (_inside(chosen, earlier, start, digests) for chosen, earlier in inside)
+        found.append(Repeats(exactly, nearly, conflicting, tuple(leaks)))
     return found
 
 
@@ -140,20 +144,18 @@ def findings(repeats: Repeats) -> list[Finding]:
     if repeats.conflicts.here.count:
         what = f"{count(repeats.conflicts.here.count, 'row')} with an earlier row's prompt and another answer"
         said.append(Finding(what, repeats.conflicts.here, f" (earlier: {repeats.conflicts.there.said(5)})"))
-    for leaks, how in ((repeats.leaks, ""), (repeats.leaks_alike, ", but for case, spaces and punctuation")):
-        for leak in leaks:
-            then = f" (there: {leak.there.said(5)}); rows for a test must not be learned"
-            said.append(Finding(f"{count(leak.here.count, 'row')} also in {leak.file}{how}", leak.here, then))
+    for how, leak in repeats.leaks:
+        what = f"{count(leak.here.count, 'row')} {HOW[how].format(file=leak.file)}"
+        said.append(Finding(what, leak.here, f" (there: {leak.there.said(5)}); rows for a test must not be learned"))
     return said
 
 
 def as_json(repeats: Repeats) -> dict[str, Any]:
     """`duplicates`, `conflicts` and `leaks` with all lines."""
-    leaks = [(leak, alike) for alike, leaks in ((False, repeats.leaks), (True, repeats.leaks_alike)) for leak in leaks]
     return {
         "duplicates": {"exact": _numbers(repeats.exact), "alike": _numbers(repeats.alike)},
         "conflicts": _numbers(repeats.conflicts),
-        "leaks": [{"file": leak.file, "alike": alike, **_numbers(leak)} for leak, alike in leaks],
+        "leaks": [{"file": leak.file, "how": how, **_numbers(leak)} for how, leak in repeats.leaks],
     }
 
 

@@ -88,6 +88,8 @@ def one_letter_apart(counts: Counter[str]) -> list[tuple[str, str]]:
                 if _misspelt(key, other):
                     pairs[label, keys[other]] = None
             shortened[form].append(key)
+    rarer = {rare for rare, _ in pairs}
+    pairs = {pair: None for pair in pairs if pair[1] not in rarer}  # two misspellings of one label are each beside that one
     return sorted(pairs, key=lambda pair: counts[pair[0]] / counts[pair[1]])
 
 
@@ -165,4 +167,4 @@ def _misspelt(a: str, b: str) -> bool:
         return rest_a == rest_b[1:] and not rest_b[0].isdigit()
     if rest_a[1:] == rest_b[1:]:
         return not (rest_a[:1].isdigit() or rest_b[:1].isdigit())
-    return rest_a[:2] == rest_b[:2][::-1] and rest_a[2:] == rest_b[2:]
+    return rest_a[:2] == rest_b[:2][::-1] and rest_a[2:] == rest_b[2:] and not any(map(str.isdigit, rest_a[:2]))

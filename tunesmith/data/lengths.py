@@ -45,10 +45,10 @@ class Length:
     raw: bool  # raw text, which is split and loses nothing
 
 
-Measure = Callable[[Sequence[Sample]], list[Length | RowError]]
+Measure = Callable[[Sequence[Sample]], Sequence[Length | RowError]]
 
 
-def estimated(samples: Sequence[Sample]) -> list[Length | RowError]:
+def estimated(samples: Sequence[Sample]) -> list[Length]:
     """Lengths by the rule of thumb."""
     return [_estimated(sample) for sample in samples]
 
@@ -179,18 +179,16 @@ class Lengths:
         if mode in ("drop", "error"):
             does = "leaves them out" if mode == "drop" else "stops the run at them"
             return f"data.on_overlength={mode} {does}"
-        parts = []
-        if fates["split"]:
-            parts.append(f"{fates['split']:,} of raw text are split, and lose nothing")
+        sides = [("split", "nothing is lost: raw text is split")]
+        if mode == "truncate":
+            sides += [
+                ("middle", "the answer stays whole and the prompt loses its middle"),
+                ("end", f"an answer of more than {self.limit.max_length // 2:,} tokens loses its end and its stop token"),
+                ("turns", "the first answers that fit are learned, the later ones go"),
+            ]
+        parts = [f"in {fates[side]:,} {happens}" for side, happens in sides if fates[side]]
         if mode == "split" and rows > fates["split"]:
-            parts.append(f"{rows - fates['split']:,} conversations stop the run: split is for raw text, take truncate or drop")
-        elif rows > fates["split"]:
-            sides = (
-                ("middle", "keep the whole answer, and the prompt loses its middle"),
-                ("end", f"have an answer of more than {self.limit.max_length // 2:,} tokens, which loses its end and its stop token"),
-                ("turns", "of several answers keep the first ones that fit"),
-            )
-            parts += [f"{fates[side]:,} {does}" for side, does in sides if fates[side]]
+            parts.append(f"{rows - fates['split']:,} stop the run: conversations are not split, take truncate or drop")
         return f"data.on_overlength={mode}: " + "; ".join(parts)
 
     def as_json(self) -> dict[str, Any]:

@@ -21,9 +21,13 @@ from tunesmith.data.sources import where
 
 FED = ("bright_black", "white")  # two shades in turn, so that each token's border is seen
 LEARNED = ("bold green", "bold bright_green")
+AVOIDED = ("red", "bright_red")  # a rejected answer, or one judged bad
+Shades = tuple[str, str]
 WIDE = 100  # columns from which two texts stand beside each other
-LEGEND = "learned: green; only fed: grey and white; each change of shade is a new token"
+LEGEND = "learned: green; only fed: grey and white; not to be imitated: red; each change of shade is a new token"
 LEGEND_PLAIN = "learned: between ⟦ and ⟧; only fed: the rest"
+REJECTED, BAD = "rejected: not to be imitated", "judged bad: not to be imitated"
+JUDGED = {True: "judged good", False: BAD, None: ""}
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,29 +85,32 @@ def _show_row(row: Sample | BadRow, view: View) -> bool:
     if isinstance(row, BadRow):
         _line(view, f"{where(row)}: cannot be used: {row.reason}", "red")
         return False
-    judged = {True: " (an answer judged good)", False: " (an answer judged bad: not to be imitated)", None: ""}[row.desirable]
-    usable = _show_sample(row, " (chosen)" if row.rejected else judged, view)
+    usable = _show_sample(row, "chosen" if row.rejected else JUDGED[row.desirable], view)
     if row.rejected:
-        return _show_sample(with_rejected(row), " (rejected: not to be imitated)", view) and usable
+        return _show_sample(with_rejected(row), REJECTED, view) and usable
     return usable
 
 
-def _show_sample(sample: Sample, kind: str, view: View) -> bool:
+def _show_sample(sample: Sample, judged: str, view: View) -> bool:
+    """`judged`: what a preference says of the answer, which nothing learns from yet; "" for a row that is learned."""
+    name = f"{sample.origin} ({judged})" if judged else sample.origin
     try:
         documents = view.renderer.documents(sample)
         fitted = fit(sample, documents, view.renderer, max_length=view.max_length, on_overlength=view.on_overlength)
     except RowError as error:
-        _line(view, f"{sample.origin}{kind}: cannot be used: {error}", "red")
+        _line(view, f"{name}: cannot be used: {error}", "red")
         return False
     fate = f"{fitted.fate}{': ' * bool(fitted.reason)}{fitted.reason}"
     for number, document in enumerate(fitted.documents, 1):
         of = f", document {number} of {len(fitted.documents)}" if len(fitted.documents) > 1 else ""
-        size = f"{len(document.ids)} tokens, {document.learned} learned ({document.learned / len(document.ids):.0%})"
-        _line(view, f"{sample.origin}{kind}{of}: {size}, row {fate}", "bold cyan")
-        _print_document(sample, replace(document, turns=_turns(document, documents)), view)
+        does = "in the answer" if judged else "learned"
+        size = f"{len(document.ids)} tokens, {document.learned} {does} ({document.learned / len(document.ids):.0%})"
+        _line(view, f"{name}{of}: {size}, row {fate}", "bold cyan")
+        shades = AVOIDED if judged in (REJECTED, BAD) else LEARNED
+        _print_document(sample, replace(document, turns=_turns(document, documents)), view, shades)
         view.console.print()
     if not fitted.documents:
-        _line(view, f"{sample.origin}{kind}: not used, {fate}", "red")
+        _line(view, f"{name}: not used, {fate}", "red")
     return bool(fitted.documents)
 
 
@@ -113,30 +120,30 @@ def _turns(document: Document, documents: Sequence[Document]) -> tuple[int, ...]
     return document.turns if whole else documents[0].turns[:1]
 
 
-def _print_document(sample: Sample, document: Document, view: View) -> None:
+def _print_document(sample: Sample, document: Document, view: View, shades: Shades) -> None:
     if not view.served:
-        view.console.print(_drawn(document, view))
+        view.console.print(_drawn(document, view, shades))
         return
     if not document.turns:
-        view.console.print(_drawn(document, view))
+        view.console.print(_drawn(document, view, shades))
         _line(view, "raw text: a server feeds its beginning and goes on with it", "cyan")
         return
     turns = [served(sample, turn, view.renderer) for turn in document.turns]
     for turn, (start, end) in zip(turns, document.spans, strict=True):
         _line(view, _verdict(turn, document.ids[:start], end - start, view), "cyan")
-    last, answer = turns[-1], document.ids[slice(*document.spans[-1])]
-    fed = Document(last.ids + answer, ((len(last.ids), len(last.ids) + len(answer)),), sample.origin)
-    heads = f"trained: {len(document.ids)} tokens", f"a server: {len(last.ids)} tokens fed, then {len(answer)} to answer"
+    last, answer = turns[-1].ids, document.ids[slice(*document.spans[-1])]
+    heads = f"trained: {len(document.ids)} tokens", f"a server: {len(last)} tokens fed, {len(answer)} should follow"
     if view.wide:
+        fed = Document(last + answer, ((len(last), len(last) + len(answer)),), sample.origin)
         table = Table(*heads, box=None, expand=True, header_style="cyan", padding=(0, 1), collapse_padding=True)
         for column in table.columns:
             column.ratio, column.overflow = 1, "fold"
-        table.add_row(_drawn(document, view), _drawn(fed, view))
+        table.add_row(_drawn(document, view, shades), _drawn(fed, view, shades))
         view.console.print(table, soft_wrap=False)
         return
-    for head, shown in zip(heads, (document, fed), strict=True):
+    for head, shown in zip(heads, (document, Document(last, (), sample.origin)), strict=True):  # the answer need not stand twice
         _line(view, head, "cyan")
-        view.console.print(_drawn(shown, view))
+        view.console.print(_drawn(shown, view, shades))
 
 
 def _verdict(turn: Served, trained: list[int], answer: int, view: View) -> str:
@@ -157,8 +164,9 @@ def _line(view: View, text: str, style: str) -> None:
     view.console.print(Text(text, style))
 
 
-def _drawn(document: Document, view: View) -> Text:
-    return _coloured(document, view.renderer.tokenizer) if view.coloured else Text(bracketed(document, view.renderer.tokenizer))
+def _drawn(document: Document, view: View, shades: Shades) -> Text:
+    tokenizer = view.renderer.tokenizer
+    return _coloured(document, tokenizer, shades) if view.coloured else Text(bracketed(document, tokenizer))
 
 
 def pieces(document: Document, tokenizer: Any) -> Iterator[Piece]:
@@ -189,8 +197,8 @@ def _decode(tokenizer: Any, ids: list[int]) -> str:
     return tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
 
-def _coloured(document: Document, tokenizer: Any) -> Text:
+def _coloured(document: Document, tokenizer: Any, shades: Shades) -> Text:
     text = Text()
     for number, piece in enumerate(pieces(document, tokenizer)):
-        text.append(piece.text, (LEARNED if piece.learned else FED)[number % 2])
+        text.append(piece.text, (shades if piece.learned else FED)[number % 2])
     return text

@@ -69,12 +69,17 @@ def _lines(path: Path) -> int | None:
 def print_checked(found: list[Any]) -> None:
     """Print the report on each file to stdout."""
     from rich.console import Console
+    from rich.text import Text
+
+    from tunesmith.data.lengths import RULE
 
     console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
     if sys.stdout.isatty():
         _table(found, console)
         for checked in found:
             _terminal(checked, console)
+        if any(checked.report.good and not checked.lengths.exact for checked in found):
+            console.print(Text(f"tokens are estimated: {RULE}", "bright_black"))
         return
     for checked in found:
         _plain(checked)
@@ -145,13 +150,10 @@ def _draw_lengths(lengths: Any, console: Any) -> None:
     from rich.text import Text
 
     from tunesmith.data.histogram import bins, draw, edges
-    from tunesmith.data.lengths import RULE
 
     borders = edges(lengths.longest, lengths.limit.max_length)
     for line in draw(bins(lengths.rows, borders), borders, lengths.limit.max_length, _width(console), _blocks(console)):
         console.print(Text(line, "yellow" if "data.max_length" in line else "cyan"))
-    if not lengths.exact:
-        console.print(Text(f"tokens are estimated: {RULE}", "bright_black"))
 
 
 def _draw_labels(labels: Any, console: Any) -> None:
