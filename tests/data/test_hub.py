@@ -13,6 +13,10 @@ from tunesmith.errors import UserError
 FILES = {"en/train.jsonl": 10, "en/test.jsonl": 10, "zh/train.jsonl": 10, "README.md": 5, "make.py": 5}
 
 
+class NoRoute(Exception):
+    """As HTTP libraries have them: of no kind that Python knows."""
+
+
 class Hub:
     """A stand-in for the hub: what was asked, and a folder with what was fetched."""
 
@@ -26,7 +30,7 @@ class Hub:
         if self.refuses:
             raise self.refuses
         if not self.reached:
-            raise ConnectionError("no route")
+            raise NoRoute("no route")
         files = self.files if revision is None else self.revisions.get(revision)
         if files is None:
             raise refusal(errors.RevisionNotFoundError)

@@ -53,7 +53,7 @@ def _hugging_face(named: Named, subset: str, split: str, folder: str) -> tuple[P
 
 def _listing(named: Named, revision: str | None, instead: Listing | None = None) -> Listing | str:
     """The hub's list of files, or why the hub was not reached. `instead` is what counts where there is no such revision."""
-    from huggingface_hub import HfApi, errors
+    from huggingface_hub import HfApi
 
     try:
         info = _asked(named, lambda: HfApi().dataset_info(named.name, revision=revision, files_metadata=True))
@@ -61,30 +61,32 @@ def _listing(named: Named, revision: str | None, instead: Listing | None = None)
         if instead is None:
             raise
         return instead
-    except (OSError, ValueError, errors.HfHubHTTPError) as error:
+    except Exception as error:  # the library under the hub's client raises its own, and another one in each generation
         return _first_line(error)
     configs = (info.card_data.to_dict() if info.card_data else {}).get("configs") or []
     return Listing(revision, {file.rfilename: file.size or 0 for file in info.siblings or []}, configs)
 
 
 def _downloaded(named: Named, revision: str | None, choice: Choice) -> Path:
-    from huggingface_hub import errors, snapshot_download
+    from huggingface_hub import snapshot_download
 
     patterns = [glob.escape(path) for path in choice.files] + ["README.md"]
     try:
         return Path(_asked(named, lambda: snapshot_download(named.name, repo_type="dataset", revision=revision, allow_patterns=patterns)))
-    except (OSError, ValueError, errors.HfHubHTTPError) as error:
+    except UserError:
+        raise
+    except Exception as error:
         raise UserError(f"{named}: fetching {len(choice.files)} files broke off: {_first_line(error)}", *_cures(named)) from None
 
 
 def _kept(named: Named, why: str) -> Path:
     """The folder of an earlier run, in the hub's cache."""
-    from huggingface_hub import errors, snapshot_download
+    from huggingface_hub import snapshot_download
 
     for revision in [named.revision] if named.revision else [None, CONVERTED]:
         try:
             return Path(snapshot_download(named.name, repo_type="dataset", revision=revision, local_files_only=True))
-        except (OSError, ValueError, errors.HfHubHTTPError):
+        except Exception:
             continue
     raise UserError(f"{named}: no file here, not in the hub's cache, and the hub was not reached: {why}", *_cures(named))
 

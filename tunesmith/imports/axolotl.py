@@ -64,11 +64,12 @@ LEFT = {
     "rope_scaling noisy_embedding_alpha reinit_weights expand_model fix_untrained_tokens tokenizer_config random_init_weights",
     "modules beside the adapter are not trained in this version": "lora_modules_to_save peft_trainable_token_indices unfrozen_parameters",
     "DoRA is not in this version yet; plain LoRA is trained": "peft_use_dora",
-    "no setting here": "lora_fan_in_fan_out lora_target_parameters peft_layers_to_transform peft_layers_pattern peft_init_lora_weights "
-    "peft loraplus_lr_embedding neftune_noise_alpha lr_scheduler_kwargs cosine_min_lr_ratio cosine_constant_lr_ratio lr_div_factor lr_groups "
-    "optim_args optim_target_modules embedding_lr embedding_lr_scale torch_compile_backend torch_compile_mode auto_find_batch_size "
-    "curriculum_sampling label_smoothing_factor save_only_model auto_resume_from_checkpoints excess_length_strategy min_sample_len "
-    "remove_unused_columns dataset_exact_deduplication accelerator_config loss_watchdog_threshold loss_watchdog_patience bnb_config_kwargs",
+    "no setting here": "lora_fan_in_fan_out lora_target_parameters peft_layers_to_transform peft_layers_pattern peft_init_lora_weights peft "
+    "loraplus_lr_embedding neftune_noise_alpha lr_scheduler_kwargs cosine_min_lr_ratio cosine_constant_lr_ratio lr_div_factor "
+    "lr_groups optim_args optim_target_modules embedding_lr embedding_lr_scale torch_compile_backend torch_compile_mode "
+    "auto_find_batch_size curriculum_sampling label_smoothing_factor save_only_model auto_resume_from_checkpoints "
+    "excess_length_strategy min_sample_len remove_unused_columns dataset_exact_deduplication accelerator_config "
+    "loss_watchdog_threshold loss_watchdog_patience bnb_config_kwargs",
     "AdamW's betas are 0.9 and 0.999, its epsilon 1e-8": "adam_beta1 adam_beta2 adam_beta3 adam_epsilon adam_epsilon2",
     "rows are always shuffled": "shuffle_merged_datasets shuffle_before_merging_datasets",
     "every answer is learned and no question is": "train_on_inputs",

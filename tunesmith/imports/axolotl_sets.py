@@ -3,7 +3,7 @@
 import re
 from typing import Any
 
-from tunesmith.imports.translation import Translation, names
+from tunesmith.imports.translation import Translation, names, shown
 
 SHAPES = {"alpaca": "alpaca", "sharegpt": "sharegpt", "chat_template": "auto", "completion": "text", "pretrain": "text", "": "auto"}
 ANSWERS = {"role": ("role", "content"), "from": ("from", "value")}
@@ -25,6 +25,10 @@ def datasets(t: Translation) -> None:
         t.changed.append(
             f"{key}: its data sets are of several types; each file's shape is recognised by itself, check it with `data check`"
         )
+        for number, shape in enumerate(shapes):
+            needs = ", ".join(f"{setting}={shown(value)}" for setting, value in shape.items() if setting in ("data.columns", "data.prompt"))
+            if needs:
+                t.left.append(f"{key}.{number}: needs {needs}, which is said for all data or none: name this one in a dataset_info.json")
         return
     for setting, value in first.items():
         t.put(setting, value, key)

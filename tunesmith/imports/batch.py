@@ -6,7 +6,10 @@ the data can say: where it can be read, its rows are measured; where not, the pr
 
 import itertools
 from dataclasses import dataclass
+from pathlib import Path
 
+from tunesmith.data import info as books
+from tunesmith.data import splits
 from tunesmith.data.lengths import estimated
 from tunesmith.data.resolve import resolve
 from tunesmith.data.sample import FileReport, RowError
@@ -31,17 +34,27 @@ def measure(t: Translation, max_length: int) -> Measured | None:
     """A look at the training data that the translation names, or None where it cannot be read from here."""
     train = t.settings.get("data.train")
     sources = [each["source"] for each in train] if isinstance(train, list) else [train] if train else []
-    if not sources or any(source.startswith("ms:") for source in sources):
-        return None
+    info = t.settings.get("data.info", "auto")
     try:
+        if not sources or not all(_is_here(source, info) for source in sources):
+            return None
         reading = understand(t.settings.get("data.format", "auto"), t.settings.get("data.columns"), t.settings.get("data.prompt"))
-        counted = [_look(source, reading, t.settings.get("data.info", "auto"), max_length) for source in sources]
+        counted = [_look(source, reading, info, max_length) for source in sources]
     except (UserError, OSError):
         return None
     lengths = [length for _, found in counted for length in found]
     if not lengths:
         return None
     return Measured(tuple(rows for rows, _ in counted), sum(lengths) / len(lengths))
+
+
+def _is_here(source: str, info: str) -> bool:
+    """Whether a source lies on this machine: nothing is fetched to translate settings."""
+    name = source.rpartition("#")[0] or source
+    book = books.load(info)
+    if book is not None and name in book.entries:
+        return books.entry(book, name).kind == "file"
+    return name.startswith("builtin:") or splits.parse(name) is None or Path(name).expanduser().exists()
 
 
 def _look(source: str, reading: Reading, info: str, max_length: int) -> tuple[int | None, list[int]]:
