@@ -1,6 +1,8 @@
+from typing import Any
+
 import pytest
 
-from tunesmith.data.fields import describe, dig, json_text, optional_text, parsed_list, required_text
+from tunesmith.data.fields import describe, dig, json_text, judged, listed, optional_text, parsed_list, refuse_media, required_text
 from tunesmith.data.sample import RowError
 
 
@@ -60,3 +62,25 @@ def test_dig_names_the_absent_part(path, part):
     with pytest.raises(KeyError) as error:
         dig({"a": {"b": 1}, "l": [{"x": 3}]}, path)
     assert error.value.args[0] == part
+
+
+def test_listed_raises_nothing():
+    cases: list[tuple[Any, list[int]]] = [([1], [1]), ("[1]", [1]), (" [1]", [1]), ("[1", []), ("x", []), (None, []), ({}, [])]
+    for value, items in cases:
+        assert listed(value) == items
+
+
+def test_judged():
+    assert [judged(row) for row in ({"label": True}, {"kto_tag": False}, {"label": "FALSE"}, {"label": " true "})] == [
+        True,
+        False,
+        False,
+        True,
+    ]
+    assert [judged(row) for row in ({}, {"label": 1}, {"label": "yes"}, {"label": None})] == [None] * 4
+
+
+def test_media_are_refused_by_name():
+    refuse_media({"images": [], "text": "x", "video": None})
+    with pytest.raises(RowError, match=r"'audios' is a list of 1: models are trained on text only; leave rows with audios out"):
+        refuse_media({"audios": ["a.wav"]})

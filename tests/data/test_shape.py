@@ -1,7 +1,7 @@
 import pytest
 
 from tunesmith.data.columns import Columns, parse
-from tunesmith.data.shape import guess, known, looks_like, of_row, of_rows, unknown
+from tunesmith.data.shape import ambiguous, guess, known, looks_like, of_row, of_rows, unknown
 from tunesmith.errors import UserError
 
 NONE = Columns({})
@@ -67,7 +67,6 @@ def test_of_rows_is_what_most_are():
     [
         ({"review": "t", "label": True}, "the class of the text, or a judgement.*{prompt: review, completion: label}"),
         ({"tokens": ["a"], "pos": ["NN"]}, "tagged tokens whose tags are not those of entities.*{prompt: tokens, completion: pos}"),
-        ({"label": "1", "label_desc": "x", "sentence": "s"}, r"the label \(label, label_desc\).*{text: sentence, label: label_desc}"),
     ],
 )
 def test_foreign_shapes_have_names(row, words):
@@ -119,3 +118,13 @@ def test_unknown_with_columns_named_says_what_is_missing():
     )
     assert unknown([{"q": 1}], parse(None, "{q}")).startswith("data.prompt gives prompt")
     assert "which no shape has together" in unknown([{"q": 1}], parse({"text": "q", "output": "q"}, None))
+
+
+def test_several_columns_that_may_be_it_are_named():
+    assert "the answer (label, label_desc): say which, such as data.columns={prompt: sentence, completion: label_desc}" in unknown(
+        [{"label": "1", "label_desc": "x", "sentence": "s"}], NONE
+    )
+    assert 'data.prompt="{title}\\n{body}", or say which: data.columns={text: body, label: label}' in unknown(
+        [{"title": "t", "body": "b", "label": "x"}], NONE
+    )
+    assert ambiguous({"title": "t", "body": "b", "label": "x", "answer": "a"}) == ""

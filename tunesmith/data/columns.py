@@ -17,23 +17,13 @@ from tunesmith.data.sample import RowError
 from tunesmith.errors import UserError
 
 # Our columns that keep their lists and objects; all others are texts.
-STRUCTURED: tuple[str, ...] = (
-    "messages",
-    "conversations",
-    "conversation",
-    "tools",
-    "functions",
-    "history",
-    "tokens",
-    "tags",
-    "ner_tags",
-    "labels",
-)
-STRUCTURED += ("spans", "entities", "userInput", "chosen", "rejected", "chosen_messages", "rejected_messages", "kto_tag")
+STRUCTURED: tuple[str, ...] = ("messages", "conversations", "conversation", "tools", "functions", "history", "userInput", "data")
+STRUCTURED += ("tokens", "words", "tags", "ner_tags", "labels", "spans", "entities", "slots")
+STRUCTURED += ("chosen", "rejected", "chosen_messages", "rejected_messages", "kto_tag")
 LISTS = ("spans", "entities")  # of STRUCTURED: where a row has none, an absent list means an empty one
 
 # Beside one of these a label need not be the answer.
-ANSWERS = ("answer", "answers", "output", "response", "reply", "solution", "summary", "translation")
+ANSWERS = ("answer", "answers", "completion", "output", "response", "reply", "solution", "summary", "translation")
 
 OURS = tuple(dict.fromkeys(column for module in FORMATS.values() for column in module.COLUMNS))
 
@@ -172,7 +162,7 @@ def _filled(values: dict[str, Any], template: tuple[str, ...]) -> str:
             raise RowError(_no_column("data.prompt", path, part.args[0], values)) from None
         if value is None:
             raise RowError(f"data.prompt: column {path!r} is null")
-        result += (_sentence(value) if path == "tokens" else json_text(value)) + plain
+        result += (_sentence(value) if path in conll.TOKENS else json_text(value)) + plain
     return result
 
 

@@ -4,7 +4,7 @@ import difflib
 from collections import Counter
 from typing import Any
 
-from tunesmith.data.columns import OURS, Columns, leaves
+from tunesmith.data.columns import ANSWERS, OURS, Columns, leaves
 from tunesmith.data.formats import FORMATS, labels
 from tunesmith.errors import UserError
 
@@ -52,17 +52,28 @@ def of_rows(rows: list[dict[str, Any]], wanted: Columns | None = None) -> str:
 
 def looks_like(values: dict[str, Any]) -> str:
     """The name of a well-known shape that this version does not read, with what to do; or ""."""
-    columns = set(values)
-    texts, found = labels.named(values, labels.TEXTS), labels.named(values, labels.LABELS)
+    texts = labels.named(values, labels.TEXTS)
     if len(texts) == 1 and isinstance(values.get("label"), bool):
         what = "texts whose 'label' is true or false: the class of the text, or a judgement of it?"
         return f"{what} If true and false are the answers to be learned: data.columns={{prompt: {texts[0]}, completion: label}}"
     if isinstance(values.get("tokens"), list):
         what = "tagged tokens whose tags are not those of entities (O, B-TYPE, I-TYPE, ...)"
         return f"{what}: to learn the list of tags say data.columns={{prompt: tokens, completion: {_tags(values)}}}"
-    if len(texts) == 1 and len(found) > 1 and not columns & {"completion", "output", "answer", "response"}:
-        what = f"texts with several columns that may be the label ({', '.join(found)})"
-        return f"{what}: say which, such as data.columns={{text: {texts[0]}, label: {found[-1]}}}"
+    return ""
+
+
+def ambiguous(values: dict[str, Any]) -> str:
+    """What several columns could be a labelled text's text or label, with what to do; or ""."""
+    texts, found = labels.named(values, labels.TEXTS), labels.named(values, labels.LABELS)
+    if any(name.lower() in ANSWERS for name in values):
+        return ""
+    if len(texts) == 1 and len(found) > 1:
+        what = f"texts with several columns that may be the answer ({', '.join(found)})"
+        return f"{what}: say which, such as data.columns={{prompt: {texts[0]}, completion: {found[-1]}}}"
+    if len(texts) > 1 and len(found) == 1:
+        both = "\\n".join(f"{{{name}}}" for name in texts)
+        what = f"labels ({found[0]}) beside several columns that may be the text ({', '.join(texts)})"
+        return f'{what}: join them by data.prompt="{both}", or say which: data.columns={{text: {texts[-1]}, label: {found[0]}}}'
     return ""
 
 
@@ -90,7 +101,7 @@ def unknown(rows: list[dict[str, Any]], wanted: Columns) -> str:
     if wanted:
         return _incomplete(rows, wanted)
     first = rows[0]
-    if what := looks_like(first):
+    if what := looks_like(first) or ambiguous(first):
         return f"these are {what}"
     found = ", ".join(dict.fromkeys(name for values in rows[:20] for name in leaves(values)))
     likely = guess(rows)

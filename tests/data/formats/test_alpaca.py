@@ -59,3 +59,4 @@ def test_recognises():
     assert recognises(set(ROW), ROW)
     assert not recognises({"instruction", "input"}, {})
     assert not recognises({"instruction", "output", "chosen", "rejected"}, {})
+    assert not recognises({"instruction", "output", "label"}, {"label": True})

@@ -1,3 +1,4 @@
+import json
 from typing import Any
 
 import pytest
@@ -58,8 +59,33 @@ def test_parts_thinking_and_weights():
     assert messages({"role": "user", "content": [{"type": "text", "text": "q"}]}, ASSISTANT)[0] == USER
     for key in ("reasoning_content", "thinking", "reasoning"):
         assert messages(USER, ASSISTANT | {key: "hm"})[1]["reasoning_content"] == "hm"
+    for part in ({"type": "thinking", "thinking": "hm"}, {"type": "reasoning", "text": "hm"}, {"type": "reasoning", "reasoning": "hm"}):
+        answer = {"role": "assistant", "content": [part, {"type": "text", "text": "a"}]}
+        assert messages(USER, answer)[1] == ASSISTANT | {"reasoning_content": "hm"}
+    assert messages(USER, ASSISTANT | {"content": "<think>\nhm\n</think>\n\na"})[1]["content"] == "<think>\nhm\n</think>\n\na"
+    assert messages(USER, ASSISTANT | {"loss": False, "weight": None}, USER, ASSISTANT | {"loss": True})[1]["learn"] is False
     got = messages(USER, ASSISTANT | {"weight": 0}, USER, ASSISTANT | {"weight": 1})
     assert [message.get("learn") for message in got] == [None, False, None, None]
+
+
+def test_thinking_goes_with_calls_and_results_may_be_objects():
+    call = {"role": "assistant", "reasoning_content": "Paris?", "content": None, "tool_calls": [CALL]}
+    got = messages(USER, call, TOOL | {"content": {"degrees": 18}}, ASSISTANT)
+    assert (got[1]["reasoning_content"], got[1]["content"], len(got[1]["tool_calls"])) == ("Paris?", "", 1)
+    assert got[2]["content"] == '{"degrees":18}'
+    part = {
+        "role": "assistant",
+        "content": [{"type": "reasoning", "value": "hm"}, {"type": "tool_call", "value": json.dumps(CALL["function"])}],
+    }
+    assert messages(USER, part)[1]["tool_calls"][0]["function"] == {"name": "weather", "arguments": {"city": "Paris"}}
+    nothing = {"role": "assistant", "tool_calls": [{"function": {"name": "now", "arguments": None}}]}
+    assert messages(USER, nothing)[1]["tool_calls"][0]["function"] == {"name": "now", "arguments": {}}
+
+
+def test_rows_with_pictures_are_refused():
+    for key in ("images", "videos", "audios"):
+        with pytest.raises(RowError, match=f"'{key}' is a list of 1: models are trained on text only"):
+            to_sample({"messages": [USER, ASSISTANT], key: ["a.png"]}, "f:1")
 
 
 def test_tools_from_a_list_or_a_text_wrapped_or_bare():
@@ -100,6 +126,12 @@ def test_tools_from_a_list_or_a_text_wrapped_or_bare():
         ([USER, ASSISTANT | {"content": 4}], "'content' is the number 4"),
         ([USER | {"content": [{"type": "image_url", "image_url": {}}]}, ASSISTANT], "a content part of type 'image_url'"),
         ([USER, ASSISTANT | {"weight": 0.5}], "'weight' is the number 0.5"),
+        ([USER, ASSISTANT | {"loss": 0.5}], "'loss' is the number 0.5"),
+        ([USER, ASSISTANT | {"content": "<think>\nhm"}], "message 2: the assistant's thinking is cut off: <think> is never closed"),
+        ([USER, ASSISTANT | {"content": "<think>\nhm\n</think>\n\n"}], "thinks and then says nothing"),
+        ([USER, ASSISTANT | {"content": [{"type": "thinking", "thinking": "hm"}]}], "message 2: the assistant's answer is empty"),
+        ([USER | {"content": [{"type": "input_audio", "input_audio": {}}]}, ASSISTANT], "of type 'input_audio'.*text only"),
+        ([USER | {"content": [{"type": "video", "video": "a"}]}, ASSISTANT], "of type 'video'"),
         ([USER, ASSISTANT | {"weight": 0}], "every assistant message has weight 0"),
         ([USER, ASSISTANT | {"reasoning_content": ["x"]}], "'reasoning_content' is a list of 1"),
         ([USER, {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": '{"a": 1'}}]}], "arguments are no JSON"),
@@ -122,7 +154,9 @@ def test_recognises():
     values: dict[str, Any]
     for values in ({"messages": [USER]}, {"messages": []}, {"messages": "[]"}, {"conversations": [USER]}):
         assert recognises(set(values), values)
+    assert recognises({"conversation"}, {"conversation": [USER]})
     for values in (
+        {"messages": [USER, ASSISTANT], "label": True},
         {"conversations": [{"from": "human", "value": "q"}]},
         {"conversations": "x"},
         {"messages": [USER], "chosen": 1, "rejected": 2},

@@ -20,6 +20,7 @@ PAIRS: list[dict[str, Any]] = [
     {"prompt": [USER], "chosen": [ASSISTANT], "rejected": [WORSE]},
     {"prompt": "q", "chosen": [USER, ASSISTANT], "rejected": [USER, WORSE]},  # whole conversations
     {"chosen": [HUMAN, GPT], "rejected": [HUMAN, {"from": "gpt", "value": "b"}]},
+    {"chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": "\n\nHuman: q\n\nAssistant: b"},
     {"chosen_messages": [USER, ASSISTANT], "rejected_messages": [USER, WORSE]},
 ]
 
@@ -36,8 +37,9 @@ def test_what_stands_before_is_fed_to_both():
     before = ({"role": "system", "content": "s"}, {"role": "user", "content": "h"}, {"role": "assistant", "content": "i", "learn": False})
     assert to_sample(history, "f:1").messages == (*before, USER, ASSISTANT)
     whole = [{"role": "system", "content": "s"}, {"role": "user", "content": "h"}, {"role": "assistant", "content": "i"}, USER]
-    sample = to_sample({"chosen": [*whole, ASSISTANT], "rejected": [*whole, WORSE]}, "f:1")
-    assert (sample.messages, sample.rejected) == ((*before, USER, ASSISTANT), (WORSE,))
+    for shared, more in [(whole, {}), (whole[1:], {"system": "s"})]:
+        sample = to_sample({"chosen": [*shared, ASSISTANT], "rejected": [*shared, WORSE]} | more, "f:1")
+        assert (sample.messages, sample.rejected) == ((*before, USER, ASSISTANT), (WORSE,))
 
 
 def test_answers_that_begin_alike_part_at_the_answer():

@@ -22,6 +22,12 @@ def test_lists_are_joined_and_only_the_completion_is_learned():
     assert to_sample(values, "f:1").messages == (user("q"), assistant("a") | {"learn": False}, user("r"), assistant("b"))
 
 
+def test_turns_of_sharegpt_and_a_single_message():
+    values = {"prompt": [{"from": "human", "value": "q"}], "completion": {"from": "gpt", "value": "a"}}
+    assert to_sample(values, "f:1").messages == (user("q"), assistant("a"))
+    assert to_sample(values | {"completion": assistant("a")}, "f:1").messages == (user("q"), assistant("a"))
+
+
 def test_tools_are_kept():
     assert to_sample({"prompt": "q", "completion": "a", "tools": '[{"name": "f"}]'}, "f:1").tools == (
         {"type": "function", "function": {"name": "f"}},
@@ -54,3 +60,5 @@ def test_reasons(values, words):
 def test_recognises():
     assert recognises({"prompt", "completion", "id"}, {})
     assert not recognises({"prompt", "chosen", "rejected"}, {})
+    assert not recognises({"prompt", "completion", "label"}, {"label": False})
+    assert recognises({"prompt", "completion", "label"}, {"label": "greeting"})

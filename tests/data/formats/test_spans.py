@@ -90,6 +90,10 @@ def test_recognises():
         {"text": TEXT, "label": {}},
         {"text": TEXT, "entities": {"LOC": ["Paris"]}},
         {"tokens": ["a"], "labels": [[0, 1, "X"]]},
+        {"text": TEXT, "intent": "visit", "entities": [[0, 6, "X"]]},  # two answers
+        {"title": "a", "sentence": TEXT, "spans": [[0, 6, "X"]]},
+        {"data": [{"entity": "X"}]},
+        {"data": "x"},
         {"text": TEXT},
     ):
         assert not recognises(set(values), values)
@@ -127,3 +131,23 @@ def test_restaurant8k():
             want.add((label["slot"], row["userInput"]["text"][span.get("startIndex", 0) : span["endIndex"]]))
         answer = json.loads(sample.messages[1]["content"])
         assert {(slot, text) for slot, texts in answer.items() for text in texts} == want
+
+
+def test_a_text_in_pieces():
+    row = {"data": [{"text": "add "}, {"text": "Ibar", "entity": "track"}, {"text": " to "}, {"text": "my", "entity": "owner"}]}
+    assert recognises(set(row), row)
+    assert [message["content"] for message in to_sample(row, "a:1").messages] == ["add Ibar to my", '{"track":["Ibar"],"owner":["my"]}']
+    for pieces, words in [
+        ("x", "not a list of pieces"),
+        ([{"text": " "}], "'data' is blank"),
+        ([{"text": "a", "entity": 3}], "the type of 'a' is the number 3"),
+    ]:
+        with pytest.raises(RowError, match=words):
+            to_sample({"data": pieces}, "a:1")
+
+
+def test_other_names_of_the_text():
+    assert [m["content"] for m in to_sample({"query": "ab", "slots": [[0, 1, "X"]]}, "a:1").messages] == ["ab", '{"X":["a"]}']
+    assert recognises({"query", "slots"}, {"query": "ab", "slots": [[0, 1, "X"]]})
+    with pytest.raises(RowError, match=r"title, body may all be the text: say which by data\.columns=\{text: \.\.\.\}"):
+        to_sample({"title": "a", "body": "b", "spans": []}, "a:1")

@@ -15,8 +15,9 @@ from typing import Any
 from tunesmith.data.fields import describe, json_text, listed, optional_text, parsed_list
 from tunesmith.data.sample import RowError, Sample
 
-COLUMNS = ("tokens", "tags", "ner_tags", "labels", "prompt")
+COLUMNS = ("tokens", "words", "tags", "ner_tags", "labels", "prompt")
 NEEDED = ("tokens", "tags")
+TOKENS = ("tokens", "words")
 TAGS = ("ner_tags", "tags", "labels")
 
 TAG = re.compile(r"O|([BIMEULS])-(.+)", re.DOTALL)  # M: middle (BMES); E and L: the last one; S and U: the only one
@@ -44,19 +45,21 @@ class Entity:
 def recognises(columns: set[str], values: dict[str, Any]) -> bool:
     """Whether a row of these columns is meant this way."""
     key = next((key for key in TAGS if key in columns), None)
-    if key is None or "tokens" not in columns:
+    words = next((name for name in TOKENS if name in columns), None)
+    if key is None or words is None:
         return False
-    tokens, tags = listed(values.get("tokens")), listed(values.get(key))
+    tokens, tags = listed(values.get(words)), listed(values.get(key))
     return bool(tokens) and all(isinstance(tag, int) or (isinstance(tag, str) and (TAG.fullmatch(tag) or tag == NO_TAG)) for tag in tags)
 
 
 def to_sample(values: dict[str, Any], origin: str) -> Sample:
     """Raises RowError."""
     key = next((key for key in TAGS if key in values), "tags")
-    for name in ("tokens", key):
+    words = next((name for name in TOKENS if name in values), "tokens")
+    for name in (words, key):
         if name not in values:
             raise RowError(f"no {name!r} (the row has {', '.join(map(str, values))})")
-    tokens, tags = parsed_list(values["tokens"], "tokens"), parsed_list(values[key], key)
+    tokens, tags = parsed_list(values[words], words), parsed_list(values[key], key)
     _check(tokens, tags, key)
     entities, notes = decode(["O" if tag == NO_TAG else tag for tag in tags])
     sentence, places = joined(tokens)

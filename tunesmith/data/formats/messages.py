@@ -8,7 +8,7 @@ r"""A conversation, as OpenAI's interface and chat templates take it.
                   {"role": "assistant", "content": "18 degrees.", "reasoning_content": "The tool says 18."}],
      "tools": [{"type": "function", "function": {"name": "weather", "parameters": {}}}]}
 
-The key may also be `conversations`. Roles are system (or developer), user, assistant, tool (or function). Content is a
+The key may also be `conversations` or `conversation`. Roles are system (or developer), user, assistant, tool (or function). Content is a
 text or a list of text parts. `"weight": 0` on an assistant message feeds it without learning it. A system prompt may
 stand in a column `system` of its own.
 """
@@ -19,9 +19,9 @@ from typing import Any
 from tunesmith.data.fields import describe, json_text, judged, listed, optional_text, parsed_list, refuse_media
 from tunesmith.data.sample import ROLES, Message, RowError, Sample
 
-COLUMNS = ("messages", "conversations", "system", "tools", "functions")
+COLUMNS = ("messages", "conversations", "conversation", "system", "tools", "functions")
 NEEDED = ("messages",)
-KEYS = ("messages", "conversations")
+KEYS = ("messages", "conversations", "conversation")
 THINKING = ("reasoning_content", "reasoning", "thinking")
 PARTS = ("text", "value", "thinking", "reasoning")  # where a content part keeps its text
 OPEN, CLOSE = "<think>", "</think>"

@@ -9,6 +9,7 @@ Such rows are read and checked; nothing learns from them yet, and no rejected or
 """
 
 import dataclasses
+import re
 from typing import Any
 
 from tunesmith.data.fields import describe, judged, optional_text, parsed_list, required_text
@@ -21,6 +22,7 @@ NEEDED = ("chosen", "rejected")
 
 SIDES = {"chosen": ("chosen", "chosen_messages"), "rejected": ("rejected", "rejected_messages")}
 ASKED = ("conversations", "messages", "prompt", "instruction", "question")
+TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):(?= |\n|$)")
 ANSWERED = (messages, sharegpt, prompt, alpaca)  # shapes whose answers are judged one by one
 
 
@@ -41,6 +43,7 @@ def to_sample(values: dict[str, Any], origin: str) -> Sample:
     chosen, rejected = (_side(values, side) for side in SIDES)
     if isinstance(chosen, list) and isinstance(rejected, list) and _begins(chosen[0]) and _begins(rejected[0]):
         before, after, other = _parted(sharegpt.conversation_of(chosen, "chosen"), sharegpt.conversation_of(rejected, "rejected"))
+        before = messages.with_system(before, optional_text(values, "system"), "chosen")
     else:
         before, turns = _before(values)
         after, other = _answer(chosen, "chosen", turns), _answer(rejected, "rejected", turns)
@@ -84,10 +87,19 @@ def _side(values: dict[str, Any], side: str) -> Any:
     if value is None or value == [] or value == {}:
         raise RowError(f"{key!r} is {'null' if value is None else 'empty'}: a preference has a chosen and a rejected answer")
     if isinstance(value, str):
-        return required_text(values, key, "a preference has a chosen and a rejected answer")
+        text = required_text(values, key, "a preference has a chosen and a rejected answer")
+        return _transcript(text) if not any(values.get(name) for name in ASKED) else text
     if not isinstance(value, dict | list):
         raise RowError(f"{key!r} is {describe(value)}, not a text, a message or a list of messages")
     return value
+
+
+def _transcript(text: str) -> Any:
+    """The turns of a whole conversation in one text, as Anthropic's HH-RLHF has them; any other text as it is."""
+    parts = TURN.split(text)
+    if len(parts) < 5 or parts[0].strip():
+        return text
+    return [{"from": said, "value": value.strip()} for said, value in zip(parts[1::2], parts[2::2], strict=True)]
 
 
 def _begins(turn: Any) -> bool:

@@ -4,22 +4,24 @@
 
 Places count characters; the end is not included, unless texts given beside them say that it is. The answer is the entities
 by type in compact JSON, in the order in which they appear: {"PER":["Angela Merkel"],"LOC":["Paris"]}, and {} where there
-are none. Read are also [start, end, type] triples, {type: {text: [[start, end]]}} as CLUENER has them, and
-{"userInput": {"text"}, "labels": [{"slot", "valueSpan"}]} as RESTAURANTS-8K has them. A `prompt` says what is to be done;
-the text stands under it or in it.
+are none. Read are also [start, end, type] triples; {type: {text: [[start, end]]}}, as CLUENER has them; userInput.text with
+labels of slot and valueSpan, as RESTAURANTS-8K has them; and `data`, the text in pieces of which some are entities, as SNIPS
+has them. A `prompt` says what is to be done; the text stands under it or in it.
 """
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from tunesmith.data.fields import describe, listed, required_text
 from tunesmith.data.formats.conll import by_type, question
+from tunesmith.data.formats.labels import LABELS, TEXTS, named, short
 from tunesmith.data.sample import RowError, Sample
 
-COLUMNS = ("text", "userInput", "spans", "entities", "labels", "label", "prompt")
+COLUMNS = ("text", "userInput", "data", "spans", "entities", "slots", "labels", "label", "prompt")
 NEEDED = ("text", "spans")
-SPANS = ("spans", "entities", "labels", "label")
+SPANS = ("spans", "entities", "slots", "labels", "label")
 SURE = ("spans", "entities")  # names that also an empty list is a list of spans under
 
 START = ("start", "start_offset", "startIndex", "begin", "offset")
@@ -40,8 +42,13 @@ class Span:
 
 def recognises(columns: set[str], values: dict[str, Any]) -> bool:
     """Whether a row of these columns is meant this way."""
+    if "data" in columns and not _texts(columns):
+        return _in_pieces(values.get("data"))
     key = next((key for key in SPANS if key in columns), None)
-    if key is None or not ({"text", "userInput"} & columns):
+    if key is None or not ("userInput" in columns or len(_texts(columns)) == 1):
+        return False
+    # an intent beside slots, say: two answers, of which nobody knows the one that is meant
+    if any(values.get(name) is not None and short(values[name]) for name in named(columns - {key}, LABELS)):
         return False
     value = values.get(key)
     return looks_marked(value) or (key in SURE and value == [])
@@ -59,17 +66,61 @@ def looks_marked(value: Any) -> bool:
 
 def to_sample(values: dict[str, Any], origin: str) -> Sample:
     """Raises RowError."""
-    inner = values.get("userInput")
-    slots = isinstance(inner, dict) and "text" not in values
-    text = required_text(inner if slots else values, "text", "there is nothing to mark")  # type: ignore[arg-type]
-    key = next((key for key in SPANS if key in values), None)
-    if key is None and not slots:
-        raise RowError(f"no 'spans' (the row has {', '.join(map(str, values))})")
-    spans = _spans(values[key], key) if key is not None else []
+    if "data" in values and not _texts(values):
+        text, spans = _joined(values["data"])
+    else:
+        text, spans = _text(values), _given(values)
     more = _included(text, spans)
     found = sorted({(span.start, span.end + more, span.kind) for span in spans})
     answer = by_type((kind, text[start:end]) for start, end, kind in found)
     return Sample(origin, ({"role": "user", "content": question(values, text)}, {"role": "assistant", "content": answer}))
+
+
+def _texts(columns: Iterable[str]) -> list[str]:
+    """The columns that may hold the text; `text` is the one, where it is there."""
+    found = [name for name in named(columns, TEXTS) if name.lower() != "prompt"]
+    return ["text"] if "text" in found else found
+
+
+def _text(values: dict[str, Any]) -> str:
+    inner = values.get("userInput")
+    if isinstance(inner, dict) and "text" not in values:
+        return required_text(inner, "text", "there is nothing to mark")
+    found = _texts(values)
+    if len(found) > 1:
+        raise RowError(f"{', '.join(found)} may all be the text: say which by data.columns={{text: ...}}")
+    return required_text(values, found[0] if found else "text", "there is nothing to mark")
+
+
+def _in_pieces(value: Any) -> bool:
+    """Whether a value is a text in pieces, of which some are entities."""
+    return (
+        isinstance(value, list) and bool(value) and all(isinstance(piece, dict) and isinstance(piece.get("text"), str) for piece in value)
+    )
+
+
+def _joined(pieces: Any) -> tuple[str, list[Span]]:
+    """The text of [{text, entity}, ...] and its spans; a piece without a type is none."""
+    if not _in_pieces(pieces):
+        raise RowError(f"'data' is {describe(pieces)}, not a list of pieces {{text, entity}}")
+    text, spans = "", []
+    for piece in pieces:
+        kind = _one(piece, TYPE)
+        if kind is not None and (not isinstance(kind, str) or not kind.strip()):
+            raise RowError(f"the type of {piece['text'][:40]!r} is {describe(kind)}, not a text")
+        if kind is not None:
+            spans.append(Span(len(text), len(text) + len(piece["text"]), kind))
+        text += piece["text"]
+    required_text({"data": text}, "data", "there is nothing to mark")
+    return text, spans
+
+
+def _given(values: dict[str, Any]) -> list[Span]:
+    """The spans of a row. Those of slots may be absent."""
+    key = next((key for key in SPANS if key in values), None)
+    if key is None and "userInput" not in values:
+        raise RowError(f"no 'spans' (the row has {', '.join(map(str, values))})")
+    return [] if key is None else _spans(values[key], key)
 
 
 def _spans(value: Any, key: str) -> list[Span]:
