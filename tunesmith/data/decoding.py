@@ -4,6 +4,7 @@ A file is either decoded strictly from its first byte to its last or refused wit
 """
 
 import codecs
+import contextlib
 import gzip
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -55,8 +56,9 @@ def decode(path: Path, name: str, packed: bool, wanted: str = "auto") -> Decoded
         raise Unreadable(name, 0, "the file holds only zero bytes: it was lost in a crash; fetch it again")
     if wanted.lower() != "auto":
         return _as_told(path, name, packed, head, wanted)
-    for mark, codec, called in MARKS:
-        if head.startswith(mark):
+    marked = [(codec, called) for mark, codec, called in MARKS if head.startswith(mark)]
+    for codec, called in marked:
+        with contextlib.suppress(*([Unreadable] if (codec, called) != marked[-1] else [])):  # UTF-16 of a zero looks like UTF-32
             return _marked(path, name, packed, head, codec, called)
     if (wide := _without_mark(head)) and (found := _tried(path, packed, head, *wide)):
         return found

@@ -43,7 +43,7 @@ def rows(path: Path, name: str, report: FileReport, *, packed: bool = False, arr
                     yield from _rows(part, name, number, classes)
                     number += part.num_rows
         except (pyarrow.ArrowException, OSError, ValueError, KeyError, OverflowError, MemoryError) as error:
-            reason = str(error).strip().split("\n")[0] or type(error).__name__
+            reason = _first_line(error)
             at = f" behind row {number}" if number else ""
             raise Unreadable(name, number, f"broken{at}: {reason}; it was cut short or damaged, fetch it again") from None
 
@@ -86,12 +86,13 @@ def _rows(part: Any, name: str, before: int, classes: dict[str, Any]) -> Iterato
         twice = sorted({column for column in names if names.count(column) > 1})
         raise ValueError(f"several columns are called {', '.join(map(repr, twice))}")
     try:
+        part.validate(full=True)  # a damaged table would otherwise be read beyond its memory
         columns = [column.to_pylist() for column in part.columns]
-    except ValueError:  # text that is not UTF-8 stands in one of the rows
+    except ValueError as error:
         if part.num_rows == 1:
-            yield BadRow(name, before + 1, "a text that is not UTF-8")
+            yield BadRow(name, before + 1, f"broken: {_first_line(error)}")
             return
-        for index in range(part.num_rows):
+        for index in range(part.num_rows):  # the others may be whole
             yield from _rows(part.slice(index, 1), name, before + index, classes)
         return
     for index in range(part.num_rows):
@@ -107,6 +108,10 @@ def _rows(part: Any, name: str, before: int, classes: dict[str, Any]) -> Iterato
             )
         except _NotPlain as error:
             yield BadRow(name, line, str(error))
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0] or type(error).__name__
 
 
 def _cell(value: Any, column: str, named: Any = None) -> Any:
