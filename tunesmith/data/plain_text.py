@@ -47,13 +47,14 @@ def parts(stream: IO[str], name: str, report: FileReport, longest: int = LONGEST
     without text is no row; front matter (between --- lines at the top) is left out and said.
     """
     above: list[tuple[int, str]] = []  # (level, heading)
-    begins, body, size, fence = 1, list[str](), 0, ""
+    begins, body, size, fence = 0, list[str](), 0, ""
     for number, line in _without_front_matter(stream, longest, report):
         fence, in_code = _in_fence(line, fence)
         heading = None if in_code else HEADING.fullmatch(line)
         if heading or size > longest:
             yield from _part(name, begins, above, body)
             begins, body, size = number, [], 0
+        begins = begins or number
         if heading:
             level = len(heading.group(1))
             above = [*((upper, text) for upper, text in above if upper < level), (level, line.strip())]
