@@ -197,3 +197,12 @@ def test_memory_kept_of_a_row_does_not_grow_with_its_length():
         digests.add(row, row, Sample(f"a:{row}", text="x" * 1000 * (row % 3 + 1)))
     columns = (digests.exact, digests.plain, digests.question, digests.answer, digests.rows, digests.lines)
     assert sum(column.itemsize * len(column) for column in columns) == 40 * 1000
+
+
+def test_names_in_a_dataset_info(tmp_path):
+    Path("dataset_info.json").write_text(json.dumps({"mine": {"file_name": "a.json", "columns": {"prompt": "q", "response": "a"}}}))
+    Path("a.json").write_text(json.dumps([{"q": "question", "a": "answer"}]))
+    (checked,) = check(["mine"])
+    assert (checked.report.good, checked.report.bad) == (1, [])
+    (checked,) = check(["mine"], info="nowhere.json")
+    assert checked.report.bad[0].line == 0

@@ -57,13 +57,14 @@ def check(
     reading: Reading | None = None,
     limit: Limit | None = None,
     *,
+    info: str = "auto",
     measure: Measure | None = None,
     special: Find | None = None,
     progress: Progress | None = None,
 ) -> list[Checked]:
     """A report on each file of each source, in order. A file that does not exist is reported like one that is broken.
 
-    `measure` counts tokens, in place of the estimate; `special` finds a tokenizer's special tokens in a text.
+    `info` is `data.info`. `measure` counts tokens, in place of the estimate; `special` finds a tokenizer's special tokens in a text.
     """
     reading = reading or Reading(guess=True)
     limit = limit or Limit()
@@ -71,7 +72,7 @@ def check(
     found: list[Checked] = []
     for source in sources:
         try:
-            resolved = resolve(source)
+            resolved = resolve(source, info)
         except UserError as error:
             bad = [BadRow(source, 0, problem.removeprefix(f"{source}: ")) for problem in error.problems]
             found.append(Checked(FileReport(source, bad=bad), Lengths(limit, measure is not None)))

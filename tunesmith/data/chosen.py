@@ -11,13 +11,14 @@ from tunesmith.errors import UserError
 MOST_BAD = 20  # rows that cannot be used, after which looking further is no use
 
 
-def choose(source: str, reading: Reading, rows: int, line: int | None = None) -> list[Sample | BadRow]:
+def choose(source: str, reading: Reading, rows: int, line: int | None = None, info: str = "auto") -> list[Sample | BadRow]:
     """Up to `rows` usable rows and the unusable ones between them, in order; no more of the files is read than that takes.
 
-    `line`: of the one file that `source` names; the row that begins there, or that the line lies inside of, comes first.
+    `info` is `data.info`. `line`: of the one file that `source` names; the row that begins there, or that the line lies
+    inside of, comes first.
     Raises UserError where there is no such line, and where nothing can be read.
     """
-    resolved = resolve(source)
+    resolved = resolve(source, info)
     if line is not None and len(resolved.files) != 1:
         raise UserError(f"--line {line}: {source} is {len(resolved.files)} files; name one of them")
     everything = _everything(resolved, reading)

@@ -17,7 +17,12 @@ MODEL, ROWS = "builtin:smollm2-135m-instruct", 3  # of `data show`
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """`check` or `show`, files, flags; one parser for both, so that words and flags may stand in any order."""
     parser.add_argument("data_verb", choices=["check", "show"], help="which rows can be used and why not; the tokens that are learned")
-    parser.add_argument("files", nargs="+", metavar="FILE", help="file, folder, glob or builtin:NAME; data.KEY=VALUE as in train")
+    parser.add_argument(
+        "files",
+        nargs="+",
+        metavar="FILE",
+        help="file, folder, glob, a name in data.info, a hub id or builtin:NAME; data.KEY=VALUE as in train",
+    )
     parser.add_argument("--json", action="store_true", help="check: print one JSON document")
     parser.add_argument(
         "--model", metavar="M", help=f"whose tokenizer and chat template (show: {MODEL} by default; check: lengths are estimated without)"
@@ -49,7 +54,7 @@ def _check(sources: list[str], data: config.Data, arguments: argparse.Namespace)
         measure, special = tokenised(renderer), renderer.encoder.find
     limit = Limit(data.max_length, data.on_overlength)
     with Reached() as reached:
-        found = check.check(sources, reading, limit, measure=measure, special=special, progress=reached)
+        found = check.check(sources, reading, limit, info=data.info, measure=measure, special=special, progress=reached)
     if arguments.json:
         print(check.as_json(found))
     else:
@@ -66,7 +71,7 @@ def _show(sources: list[str], data: config.Data, arguments: argparse.Namespace) 
     from tunesmith.data.chosen import choose
 
     # rows that cannot be used are seen before a tokenizer is fetched
-    chosen = choose(sources[0], _understand(data), rows, arguments.line)
+    chosen = choose(sources[0], _understand(data), rows, arguments.line, data.info)
 
     from tunesmith.data.show import show
 
