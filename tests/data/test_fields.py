@@ -2,7 +2,19 @@ from typing import Any
 
 import pytest
 
-from tunesmith.data.fields import describe, dig, json_text, judged, listed, optional_text, parsed_list, refuse_media, required_text
+from tunesmith.data.fields import (
+    DOUBT,
+    describe,
+    dig,
+    doubts,
+    json_text,
+    judged,
+    listed,
+    optional_text,
+    parsed_list,
+    refuse_media,
+    required_text,
+)
 from tunesmith.data.sample import RowError
 
 
@@ -84,3 +96,8 @@ def test_media_are_refused_by_name():
     refuse_media({"images": [], "text": "x", "video": None})
     with pytest.raises(RowError, match=r"'audios' is a list of 1: models are trained on text only; leave rows with audios out"):
         refuse_media({"audios": ["a.wav"]})
+
+
+def test_doubts():
+    assert [doubts({"label": label}) for label in (0, 1, "0", "1")] == [(DOUBT,)] * 4
+    assert [doubts(row) for row in ({}, {"label": 2}, {"label": True}, {"label": "x"}, {"label": [0]}, {"label": None})] == [()] * 6

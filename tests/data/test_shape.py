@@ -1,6 +1,9 @@
 import pytest
 
 from tunesmith.data.columns import Columns, parse
+from tunesmith.data.fields import DOUBT
+from tunesmith.data.formats import FORMATS
+from tunesmith.data.sample import RowError
 from tunesmith.data.shape import ambiguous, guess, known, looks_like, of_row, of_rows, unknown
 from tunesmith.errors import UserError
 
@@ -128,3 +131,21 @@ def test_several_columns_that_may_be_it_are_named():
         [{"title": "t", "body": "b", "label": "x"}], NONE
     )
     assert ambiguous({"title": "t", "body": "b", "label": "x", "answer": "a"}) == ""
+
+
+@pytest.mark.parametrize(
+    ("row", "name"),
+    [
+        ({"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}, "messages"),
+        ({"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}, "sharegpt"),
+        ({"instruction": "q", "output": "a"}, "alpaca"),
+        ({"prompt": "q", "completion": "a"}, "prompt"),
+    ],
+)
+def test_judgements_beside_answers(row, name):
+    assert of_row(row | {"label": True}) == of_row(row | {"label": "false"}) == "preference"
+    with pytest.raises(RowError, match="KTO"):  # asked for as an answer all the same
+        FORMATS[name].to_sample(row | {"label": True}, "a:1")
+    assert of_row(row | {"label": 1}) == name
+    assert FORMATS[name].to_sample(row | {"label": 1}, "a:1").notes == (DOUBT,)
+    assert FORMATS[name].to_sample(row | {"label": "greeting"}, "a:1").notes == ()

@@ -6,6 +6,10 @@ from typing import Any
 
 from tunesmith.data.sample import RowError
 
+DOUBT = (
+    "a 'label' of 0 or 1 stands beside the answer and is not used; where it says which answers are good, "
+    "make it true and false: a preference (docs/data/preference.md)"
+)
 MEDIA = ("images", "image", "videos", "video", "audios", "audio")
 
 
@@ -84,6 +88,12 @@ def judged(values: Mapping[str, Any]) -> bool | None:
         if isinstance(value, str) and value.strip().lower() in ("true", "false"):
             return value.strip().lower() == "true"
     return None
+
+
+def doubts(values: Mapping[str, Any]) -> tuple[str, ...]:
+    """A note where a `label` of 0 or 1 stands beside an answer: a class that is not needed, or a judgement that is overlooked."""
+    label = values.get("label")
+    return (DOUBT,) if not isinstance(label, bool) and label in (0, 1, "0", "1") else ()
 
 
 def refuse_media(values: Mapping[str, Any]) -> None:

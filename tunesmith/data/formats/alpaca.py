@@ -9,7 +9,7 @@ new line the input. History holds earlier turns as [user, assistant] pairs; thei
 
 from typing import Any
 
-from tunesmith.data.fields import describe, judged, optional_text, parsed_list, refuse_media, required_text
+from tunesmith.data.fields import describe, doubts, judged, optional_text, parsed_list, refuse_media, required_text
 from tunesmith.data.formats import messages
 from tunesmith.data.sample import Message, RowError, Sample
 
@@ -32,7 +32,7 @@ def to_sample(values: dict[str, Any], origin: str) -> Sample:
     if system := optional_text(values, "system"):
         conversation.append({"role": "system", "content": system})
     conversation += [*turns_before(values), {"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-    return Sample(origin, tuple(conversation))
+    return Sample(origin, tuple(conversation), notes=doubts(values))
 
 
 def question_of(values: dict[str, Any]) -> str:

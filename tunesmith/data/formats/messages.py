@@ -16,7 +16,7 @@ stand in a column `system` of its own.
 import json
 from typing import Any
 
-from tunesmith.data.fields import describe, json_text, judged, listed, optional_text, parsed_list, refuse_media
+from tunesmith.data.fields import describe, doubts, json_text, judged, listed, optional_text, parsed_list, refuse_media
 from tunesmith.data.sample import ROLES, Message, RowError, Sample
 
 COLUMNS = ("messages", "conversations", "conversation", "system", "tools", "functions")
@@ -62,7 +62,8 @@ def to_sample(values: dict[str, Any], origin: str) -> Sample:
         raise RowError(f"{key!r} is empty: there is no conversation")
     conversation = with_system(messages_of(turns), optional_text(values, "system"), key)
     check_turns(conversation)
-    return Sample(origin, tuple(conversation), tools_of(values.get("tools") or values.get("functions")))
+    tools = tools_of(values.get("tools") or values.get("functions"))
+    return Sample(origin, tuple(conversation), tools, notes=doubts(values))
 
 
 def messages_of(turns: list[Any], key: str = "") -> list[Message]:

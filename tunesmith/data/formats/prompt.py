@@ -11,7 +11,7 @@ where the prompt holds earlier answers. `system` and `tools` may be absent. Rows
 
 from typing import Any
 
-from tunesmith.data.fields import describe, judged, optional_text, refuse_media, required_text
+from tunesmith.data.fields import describe, doubts, judged, optional_text, refuse_media, required_text
 from tunesmith.data.formats import messages, sharegpt
 from tunesmith.data.sample import Message, RowError, Sample
 
@@ -38,7 +38,7 @@ def to_sample(values: dict[str, Any], origin: str) -> Sample:
         conversation = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
     conversation = messages.with_system(conversation, optional_text(values, "system"), "prompt")
     messages.check_turns(conversation)
-    return Sample(origin, tuple(conversation), messages.tools_of(values.get("tools")))
+    return Sample(origin, tuple(conversation), messages.tools_of(values.get("tools")), notes=doubts(values))
 
 
 def _joined(values: dict[str, Any]) -> list[Message]:

@@ -15,7 +15,7 @@ import json
 import re
 from typing import Any
 
-from tunesmith.data.fields import describe, json_text, judged, listed, optional_text, parsed_list, refuse_media
+from tunesmith.data.fields import describe, doubts, json_text, judged, listed, optional_text, parsed_list, refuse_media
 from tunesmith.data.formats import messages
 from tunesmith.data.sample import Message, RowError, Sample
 
@@ -72,7 +72,7 @@ def to_sample(values: dict[str, Any], origin: str) -> Sample:
         raise RowError(f"{key!r} is empty: there is no conversation")
     conversation = messages.with_system(messages_of(turns), optional_text(values, "system"), key)
     messages.check_turns(conversation)
-    return Sample(origin, tuple(conversation), messages.tools_of(values.get("tools")))
+    return Sample(origin, tuple(conversation), messages.tools_of(values.get("tools")), notes=doubts(values))
 
 
 def conversation_of(turns: list[Any], key: str) -> list[Message]:

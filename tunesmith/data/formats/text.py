@@ -17,9 +17,9 @@ NEEDED = ("text",)
 
 # Columns that say that `text` is a question rather than something to continue.
 _ANSWERS = (
-    "answer answers response output completion summary summaries highlights tags ner_tags entities spans slots relations instruction "
-    "prompt question messages conversations conversation chosen rejected chosen_messages rejected_messages kto_tag translation sql "
-    "答案 回答 输出 摘要"
+    "answer answers response output completion summary summaries highlights tags ner_tags entities spans slots relations "
+    "instruction spam toxic toxicity hate sarcasm stance verdict grade prompt question messages conversations conversation "
+    "chosen rejected chosen_messages rejected_messages kto_tag translation sql 答案 回答 输出 摘要"
 )
 ANSWERS = LABELS | frozenset(_ANSWERS.split())
 BEGINNINGS = ("label", "gold_", "answer")
