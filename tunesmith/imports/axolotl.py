@@ -62,14 +62,14 @@ LEFT = {
     "it would change the model or its tokenizer, which are left as they are": "special_tokens tokens added_tokens_overrides "
     "resize_token_embeddings_to_32x shrink_embeddings embeddings_skip_upcast overrides_of_model_config overrides_of_model_kwargs "
     "rope_scaling noisy_embedding_alpha reinit_weights expand_model fix_untrained_tokens tokenizer_config random_init_weights",
-    "modules beside the adapter are not trained in this version": "lora_modules_to_save peft_trainable_token_indices unfrozen_parameters",
+    "modules beside the adapter are not trained": "lora_modules_to_save peft_trainable_token_indices unfrozen_parameters",
     "DoRA is not in this version yet; plain LoRA is trained": "peft_use_dora",
-    "no setting here": "lora_fan_in_fan_out lora_target_parameters peft_layers_to_transform peft_layers_pattern peft_init_lora_weights peft "
-    "loraplus_lr_embedding neftune_noise_alpha lr_scheduler_kwargs cosine_min_lr_ratio cosine_constant_lr_ratio lr_div_factor "
-    "lr_groups optim_args optim_target_modules embedding_lr embedding_lr_scale torch_compile_backend torch_compile_mode "
-    "auto_find_batch_size curriculum_sampling label_smoothing_factor save_only_model auto_resume_from_checkpoints "
-    "excess_length_strategy min_sample_len remove_unused_columns dataset_exact_deduplication accelerator_config "
-    "loss_watchdog_threshold loss_watchdog_patience bnb_config_kwargs",
+    "no setting here": "debug lora_fan_in_fan_out lora_target_parameters peft_layers_to_transform peft_layers_pattern "
+    "peft_init_lora_weights peft loraplus_lr_embedding neftune_noise_alpha lr_scheduler_kwargs cosine_min_lr_ratio "
+    "cosine_constant_lr_ratio lr_div_factor lr_groups optim_args optim_target_modules embedding_lr embedding_lr_scale "
+    "torch_compile_backend torch_compile_mode auto_find_batch_size curriculum_sampling label_smoothing_factor save_only_model "
+    "auto_resume_from_checkpoints excess_length_strategy min_sample_len remove_unused_columns dataset_exact_deduplication "
+    "accelerator_config loss_watchdog_threshold loss_watchdog_patience bnb_config_kwargs",
     "AdamW's betas are 0.9 and 0.999, its epsilon 1e-8": "adam_beta1 adam_beta2 adam_beta3 adam_epsilon adam_epsilon2",
     "rows are always shuffled": "shuffle_merged_datasets shuffle_before_merging_datasets",
     "every answer is learned and no question is": "train_on_inputs",
@@ -87,13 +87,13 @@ READ = (
     "pretraining_dataset test_datasets val_set_size sample_packing micro_batch_size gradient_accumulation_steps batch_size optimizer "
     "lr_scheduler warmup_ratio warmup_steps max_steps bf16 bfloat16 fp16 float16 saves_per_epoch evals_per_epoch save_steps "
     "save_strategy eval_steps eval_strategy evaluation_strategy gradient_checkpointing activation_offloading rl "
-    "resume_from_checkpoint torch_compile merge_lora gptq reward_model sequence_len"
+    "resume_from_checkpoint torch_compile merge_lora gptq sequence_len"
 )
 
 
 def translate(t: Translation) -> None:
     """Fill the lists of `t`."""
-    if (kind := t.take("rl")) is not None:
+    if (kind := t.word("rl")) is not None:
         t.refuse("rl", f"{kind} is not in this version; the chosen answers alone can be learned")
     if t.take("reward_model") or t.given.get("process_reward_model"):
         t.refused.append("reward_model: a reward model is not trained here")
@@ -124,11 +124,11 @@ def translate(t: Translation) -> None:
 
 
 def _model(t: Translation) -> None:
-    source = t.take("base_model")
+    source = t.word("base_model")
     if source is None:
         t.refused.append("no base_model: which model is tuned?")
         return
-    revision = t.take("revision_of_model")
+    revision = t.word("revision_of_model")
     name = f"{source}@{revision}" if revision else str(source)
     t.put("model.source", name, "base_model", *(["revision_of_model"] if revision else []))
     if t.take("load_in_4bit"):
@@ -138,7 +138,7 @@ def _model(t: Translation) -> None:
 
 
 def _method(t: Translation) -> None:
-    adapter = t.take("adapter")
+    adapter = t.word("adapter")
     if adapter in ("lora", "qlora"):
         t.put("method.name", "lora", "adapter")
         if adapter == "qlora" and "model.quantize" not in t.settings:
@@ -159,10 +159,8 @@ def _method(t: Translation) -> None:
 
 
 def _evaluation(t: Translation, seen: Measured | None) -> None:
-    tests = t.take("test_datasets")
-    if tests:
-        each = tests[0] if isinstance(tests[0], dict) else {"path": tests[0]}
+    if tests := sets.listed(t.take("test_datasets")):
         more = f"one evaluation set here; {len(tests) - 1} left out" if len(tests) > 1 else ""
-        t.put("data.evaluate", sets.source(t, "test_datasets.0", each), "test_datasets", said=more)
+        t.put("data.evaluate", sets.source(t, "test_datasets.0", tests[0]), "test_datasets", said=more)
         return
     trainer.held_out(t, "val_set_size", seen)

@@ -12,8 +12,7 @@ ANSWERS = {"role": ("role", "content"), "from": ("from", "value")}
 def datasets(t: Translation) -> None:
     raw = t.take("pretraining_dataset" if t.has("pretraining_dataset") else "datasets")
     key = "pretraining_dataset" if t.has("pretraining_dataset") else "datasets"
-    sets = [each if isinstance(each, dict) else {"path": each} for each in (raw if isinstance(raw, list) else [raw] if raw else [])]
-    sets = [({"type": "completion"} if key == "pretraining_dataset" else {}) | each for each in sets]
+    sets = [({"type": "completion"} if key == "pretraining_dataset" else {}) | each for each in listed(raw)]
     if not sets:
         t.refused.append("no datasets: what is learned from?")
         return
@@ -34,9 +33,17 @@ def datasets(t: Translation) -> None:
         t.put(setting, value, key)
 
 
+def listed(raw: Any) -> list[dict[str, Any]]:
+    """The data sets of a list, which may be written as their paths alone."""
+    items = raw if isinstance(raw, list) else [raw] if raw else []
+    return [each if isinstance(each, dict) else {"path": str(each)} for each in items]
+
+
 def source(t: Translation, key: str, each: dict[str, Any]) -> str:
     """One data set as we name it: a path or a hub id with subset and split."""
-    path = str(each.get("path", ""))
+    path = str(each.get("path") or "")
+    if not path:
+        t.refused.append(f"{key}: has no path")
     files = names(each.get("data_files"))
     if path in ("json", "csv", "text", "parquet") and files:
         path = files[0]

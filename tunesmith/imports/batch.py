@@ -72,10 +72,10 @@ def _look(source: str, reading: Reading, info: str, max_length: int) -> tuple[in
 
 def tokens_per_step(t: Translation, rows_key: str, usual_rows: int, length_key: str, usual: int, packed: bool) -> Measured | None:
     """Set `data.max_length` and `train.tokens_per_step`; what was seen of the data, for others that need it."""
-    length = int(t.take(length_key) or usual)
+    length = int(t.number(length_key) or usual)
     t.put("data.max_length", length, *([length_key] if t.given.get(length_key) else []))
-    rows = int(t.take(rows_key, usual_rows))
-    steps = int(t.take("gradient_accumulation_steps", 1))
+    rows = int(t.number(rows_key) or usual_rows)
+    steps = int(t.number("gradient_accumulation_steps") or 1)
     keys = [key for key in (rows_key, "gradient_accumulation_steps", length_key) if key in t.given]
     seen = measure(t, length)
     product = f"{rows} rows x {steps} accumulated"

@@ -4,7 +4,7 @@ from typing import Any
 
 from tunesmith.imports import trainer
 from tunesmith.imports.batch import Measured, tokens_per_step
-from tunesmith.imports.translation import Translation, is_off, names
+from tunesmith.imports.translation import Translation, is_off, joined, names, plain
 
 NAME = "LLaMA-Factory"
 # keys that nobody else has
@@ -18,7 +18,7 @@ CARRIED = trainer.CARRIED | {
     "use_rslora": "method.rslora",
     "double_quantization": "model.double_quant",
 }
-NEEDLESS = trainer.NEEDLESS | {
+THEIR_NEEDLESS = {
     "the model's own chat template is used, in training and in serving": "template tool_format",
     "files are read row by row": "streaming buffer_size",
     "a new adapter is made unless model.adapter is given": "create_new_adapter",
@@ -28,7 +28,7 @@ NEEDLESS = trainer.NEEDLESS | {
     "no program of a model is ever run": "trust_remote_code",
     "a device map is not needed": "quantization_device_map use_kv_cache",
 }
-LEFT = trainer.LEFT | {
+THEIR_LEFT = {
     "not a method of this version": "pissa_iter pissa_convert oft_rank oft_block_size oft_target module_dropout loraplus_lr_embedding",
     "DoRA is not in this version yet; plain LoRA is trained": "use_dora",
     "PiSSA is not in this version yet; LoRA begins as usual (B = 0)": "pissa_init",
@@ -57,15 +57,12 @@ LEFT = trainer.LEFT | {
     "hf_hub_token ms_hub_token om_hub_token",
     "another engine": "use_mca use_hyper_parallel hyper_parallel_args use_kt kt_weight_path kt_expert_checkpoint_path kt_use_lora_experts "
     "kt_lora_expert_num kt_lora_expert_intermediate_size fp8 fp8_backend fp8_enable_fsdp_float8_all_gather",
-    "several devices and machines are not in this version yet": trainer.LEFT["several devices and machines are not in this version yet"]
-    + " ray_num_workers ray_init_kwargs ray_run_name ray_storage_path ray_storage_filesystem resources_per_worker placement_strategy "
-    "master_addr master_port",
-    "trackers are not served; events.jsonl holds all they would show": trainer.LEFT[
-        "trackers are not served; events.jsonl holds all they would show"
-    ]
-    + " use_swanlab swanlab_project swanlab_workspace swanlab_run_name swanlab_mode swanlab_api_key swanlab_logdir "
-    "swanlab_lark_webhook_url swanlab_lark_secret enable_torch_profiler profiler_output_dir profiler_wait_steps profiler_warmup_steps "
-    "profiler_active_steps profiler_repeat profiler_record_shapes profiler_profile_memory profiler_with_stack profile_modules",
+    "several devices and machines are not in this version yet": "ray_num_workers ray_init_kwargs ray_run_name ray_storage_path "
+    "ray_storage_filesystem resources_per_worker placement_strategy master_addr master_port",
+    "trackers are not served; events.jsonl holds all they would show": "use_swanlab swanlab_project swanlab_workspace swanlab_run_name "
+    "swanlab_mode swanlab_api_key swanlab_logdir swanlab_lark_webhook_url swanlab_lark_secret enable_torch_profiler profiler_output_dir "
+    "profiler_wait_steps profiler_warmup_steps profiler_active_steps profiler_repeat profiler_record_shapes profiler_profile_memory "
+    "profiler_with_stack profile_modules",
     "a matter of `tunesmith merge DIR OUT`": "export_dir export_size export_device export_quantization_bit export_quantization_dataset "
     "export_quantization_nsamples export_quantization_maxlen export_legacy_format export_hub_model_id",
     "a matter of `tunesmith chat` and of servers, not of training": "infer_backend infer_dtype vllm_maxlen vllm_gpu_util "
@@ -74,6 +71,8 @@ LEFT = trainer.LEFT | {
     "a matter of `tunesmith evaluate`": "task task_dir batch_size lang n_shot save_dir download_mode",
     "set by the program itself": "compute_dtype block_diag_attn model_max_length device_map",
 }
+NEEDLESS = joined(trainer.NEEDLESS, THEIR_NEEDLESS)
+LEFT = joined(trainer.LEFT, THEIR_LEFT)
 READ = trainer.READ + (
     " stage model_name_or_path model_revision adapter_name_or_path finetuning_type lora_target freeze_trainable_layers "
     "freeze_trainable_modules freeze_extra_modules quantization_bit quantization_method quantization_type dataset dataset_dir "
@@ -102,7 +101,7 @@ def translate(t: Translation) -> None:
 
 
 def _stage(t: Translation) -> None:
-    stage = t.take("stage", "sft")
+    stage = t.word("stage") or "sft"
     if stage in STAGES:
         t.refuse("stage", STAGES[stage])
     elif stage == "pt":
@@ -111,17 +110,16 @@ def _stage(t: Translation) -> None:
     elif "stage" in t.given:
         t.put("task.name", "generate", "stage")
     if t.take("do_train", True) is False or (t.has("export_dir") and not t.has("dataset")):
-        t.refuse(
-            "export_dir" if t.has("export_dir") else "do_train", "this file trains nothing; `tunesmith merge DIR OUT` folds an adapter in"
-        )
+        key = "export_dir" if t.has("export_dir") else "do_train"
+        t.refuse(key, "nothing is trained; `tunesmith merge DIR OUT` folds an adapter in, `tunesmith evaluate DIR` scores")
 
 
 def _model(t: Translation) -> None:
-    source = t.take("model_name_or_path")
+    source = t.word("model_name_or_path")
     if source is None:
         t.refused.append("no model_name_or_path: which model is tuned?")
         return
-    revision = t.take("model_revision", "main")
+    revision = t.word("model_revision") or "main"
     if revision == "main":
         t.put("model.source", str(source), "model_name_or_path")
     else:
@@ -136,9 +134,10 @@ def _model(t: Translation) -> None:
 
 def quantisation(t: Translation) -> None:
     """`quantization_bit` and its kin, which ms-swift calls nearly the same."""
-    bits = t.take("quantization_bit", t.take("quant_bits"))
+    bits = t.number("quantization_bit") or t.number("quant_bits")
     key = "quantization_bit" if "quantization_bit" in t.given else "quant_bits"
-    method, kind = t.take("quantization_method", t.take("quant_method", "bnb")), t.take("quantization_type", "nf4")
+    method = t.word("quantization_method") or t.word("quant_method") or "bnb"
+    kind = t.word("quantization_type") or "nf4"
     if not bits:
         return
     if bits == 4:
@@ -149,7 +148,7 @@ def quantisation(t: Translation) -> None:
 
 
 def _method(t: Translation) -> None:
-    kind = t.take("finetuning_type", "lora")
+    kind = t.word("finetuning_type") or "lora"
     if kind not in ("lora", "full", "freeze"):
         t.refuse("finetuning_type", f"{kind} is no method of this version; lora, full and freeze are")
         return
@@ -167,11 +166,11 @@ def _method(t: Translation) -> None:
 
 
 def _frozen(t: Translation) -> None:
-    layers = t.take("freeze_trainable_layers", 2)
-    if layers < 0:
+    layers = t.number("freeze_trainable_layers")
+    if layers and layers < 0:
         t.refuse("freeze_trainable_layers", "the last blocks are trained here, not the first")
-    elif "freeze_trainable_layers" in t.given:
-        t.put("method.layers", layers, "freeze_trainable_layers")
+    elif layers:
+        t.put("method.layers", int(layers), "freeze_trainable_layers")
     if names(t.take("freeze_trainable_modules", "all")) != ["all"]:
         t.drop("freeze_trainable_modules", "whole blocks are trained here")
     extra = set(names(t.take("freeze_extra_modules")))
@@ -188,13 +187,13 @@ def _data(t: Translation) -> None:
     if not wanted:
         t.refused.append("no dataset: what is learned from?")
         return
-    folder = t.take("dataset_dir")
-    if isinstance(folder, str) and folder.startswith("REMOTE:"):
+    folder = t.word("dataset_dir")
+    if folder is not None and folder.startswith("REMOTE:"):
         t.refuse("dataset_dir", f"fetch dataset_info.json from {folder[7:]} and give its folder")
     elif folder is not None and folder != "ONLINE":
         t.put("data.info", folder, "dataset_dir")
-    rows = t.take("max_samples")
-    cut = f"#{rows}" if isinstance(rows, int) and rows > 0 else ""
+    rows = t.number("max_samples")
+    cut = f"#{int(rows)}" if rows and rows > 0 else ""
     keys = ["dataset", *(["max_samples"] if cut else [])]
     said = "of each data set a fixed random sample, in place of its first rows" if cut else ""
     if len(wanted) == 1:
@@ -213,7 +212,7 @@ def _data(t: Translation) -> None:
 def _packs(t: Translation) -> bool:
     """Whether a row of their batch is full: in pretraining it is by itself."""
     packing = t.take("packing")
-    return bool(t.take("neat_packing") or packing or (packing is None and t.take("stage") == "pt"))
+    return bool(t.take("neat_packing") or packing or (packing is None and t.word("stage") == "pt"))
 
 
 def _evaluation(t: Translation, seen: Measured | None) -> None:
@@ -227,7 +226,7 @@ def _evaluation(t: Translation, seen: Measured | None) -> None:
 
 def _weights(t: Translation, seen: Measured | None) -> None:
     """Interleaving becomes weights: how often each data set's rows are used until the first, or the last, is used up."""
-    strategy, given = t.take("mix_strategy", "concat"), t.take("interleave_probs")
+    strategy, given = t.word("mix_strategy") or "concat", t.take("interleave_probs")
     train: Any = t.settings.get("data.train")
     if is_off(given) and strategy in ("concat", "interleave_once"):
         if "mix_strategy" in t.given:
@@ -238,7 +237,8 @@ def _weights(t: Translation, seen: Measured | None) -> None:
         for key in keys:
             t.skip(key, "there is one data set")
         return
-    shares = [float(each) for each in names(given)] or [1 / len(train)] * len(train)
+    shares = [share for each in names(given) if isinstance(share := plain(each), float | int) and share > 0]
+    shares = shares or [1 / len(train)] * len(train)
     if seen is None or None in seen.rows or not all(seen.rows) or len(shares) != len(train):
         t.put("data.train", train, *keys, said="weights are how often a data set's rows are used in an epoch: set data.train's weights")
         return

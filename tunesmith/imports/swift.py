@@ -2,9 +2,8 @@
 
 from tunesmith.imports import trainer
 from tunesmith.imports.batch import tokens_per_step
-from tunesmith.imports.llamafactory import NEEDLESS as THEIRS_NEEDLESS
-from tunesmith.imports.llamafactory import quantisation
-from tunesmith.imports.translation import Translation, names
+from tunesmith.imports.llamafactory import THEIR_NEEDLESS, quantisation
+from tunesmith.imports.translation import Translation, joined, names
 
 NAME = "ms-swift"
 # keys that nobody else has
@@ -17,15 +16,14 @@ CARRIED = trainer.CARRIED | {
     "use_rslora": "method.rslora",
     "lorap_lr_ratio": "method.plus_ratio",
 }
-NEEDLESS = trainer.NEEDLESS | {
+OWN_NEEDLESS = {
     "the model's own chat template is used, in training and in serving": "template agent_template response_prefix padding_side",
     "the loop's loss and attention are its own, fast without these": "attn_impl use_liger_kernel padding_free sequence_parallel_size",
-    "files are read row by row, tokenised in parallel and kept": "streaming lazy_tokenize dataset_num_proc load_from_cache_file "
+    "rows are read, tokenised in parallel and kept by themselves": "lazy_tokenize dataset_num_proc load_from_cache_file "
     "dataset_shuffle train_dataloader_shuffle cached_dataset strict",
-    "transformers knows the classes by the model's own folder": "model_type task_type local_repo_path",
+    "transformers knows the classes by the model's own folder": "model_type task_type local_repo_path model_author model_name",
 }
-NEEDLESS |= {why: keys for why, keys in THEIRS_NEEDLESS.items() if why not in NEEDLESS}
-LEFT = trainer.LEFT | {
+OWN_LEFT = {
     "DoRA is not in this version yet; plain LoRA is trained": "use_dora",
     "modules beside the adapter are not trained in this version": "modules_to_save target_parameters trainable_parameters",
     "say it in the data: a system column, or a system message in each conversation": "system",
@@ -34,6 +32,8 @@ LEFT = trainer.LEFT | {
     "a matter of `tunesmith chat` and of servers, not of training": "max_new_tokens temperature top_k top_p repetition_penalty num_beams "
     "stream stop_words infer_backend logprobs",
 }
+NEEDLESS = joined(trainer.NEEDLESS, THEIR_NEEDLESS, OWN_NEEDLESS)
+LEFT = joined(trainer.LEFT, OWN_LEFT)
 READ = trainer.READ + (
     " model model_revision use_hf adapters tuner_type train_type target_modules dataset val_dataset split_dataset_ratio packing "
     "torch_dtype quant_bits quant_method bnb_4bit_quant_type rlhf_type truncation_strategy max_length"
@@ -46,7 +46,7 @@ def translate(t: Translation) -> None:
         t.refuse("rlhf_type", "training by preferences or rewards is not in this version")
     _model(t)
     _data(t)
-    kind = t.take("tuner_type", t.take("train_type", "lora"))
+    kind = t.word("tuner_type") or t.word("train_type") or "lora"
     key = "tuner_type" if "tuner_type" in t.given else "train_type"
     if kind not in ("lora", "full"):
         t.refuse(key, f"{kind} is no method of this version; lora and full are")
@@ -60,9 +60,9 @@ def translate(t: Translation) -> None:
     else:
         for each in [each for each in CARRIED if CARRIED[each].startswith("method.") and each in t.given]:
             t.drop(each, "says nothing where every weight is trained")
-    trainer.arguments(t)
-    if "learning_rate" not in t.given:
-        t.put("train.learning_rate", 1e-4 if kind == "lora" else 1e-5)
+    trainer.arguments(t, schedule_by_default="cosine", warmup_by_default=0.05, rate_by_default=1e-4 if kind == "lora" else 1e-5)
+    if "weight_decay" not in t.given:
+        t.put("train.weight_decay", 0.1)
     seen = tokens_per_step(t, "per_device_train_batch_size", 1, "max_length", 2048, bool(t.take("packing")))
     if "val_dataset" not in t.given:
         trainer.held_out(t, "split_dataset_ratio", seen)
@@ -70,12 +70,12 @@ def translate(t: Translation) -> None:
 
 
 def _model(t: Translation) -> None:
-    source = t.take("model")
-    if not isinstance(source, str):
+    source = t.word("model")
+    if source is None:
         t.refused.append("no model: which model is tuned?")
         return
     market = "" if t.take("use_hf") or source.startswith((".", "/", "~")) else "ms:"
-    revision = t.take("model_revision")
+    revision = t.word("model_revision")
     said = "ModelScope, as there by default; leave ms: out for Hugging Face or a folder" if market else ""
     keys = ["model", *(["model_revision"] if revision else []), *(["use_hf"] if "use_hf" in t.given else [])]
     t.put("model.source", market + source + (f"@{revision}" if revision else ""), *keys, said=said)
@@ -84,7 +84,7 @@ def _model(t: Translation) -> None:
         t.put("model.adapter", adapters[0], "adapters")
     elif adapters:
         t.refuse("adapters", "one adapter is gone on from; merge the others into the base first")
-    if (dtype := t.take("torch_dtype")) in ("bfloat16", "float16", "float32"):
+    if (dtype := t.word("torch_dtype")) in ("bfloat16", "float16", "float32"):
         t.put("model.dtype", dtype, "torch_dtype")
     quantisation(t)
 
@@ -98,5 +98,5 @@ def _data(t: Translation) -> None:
     t.put("data.train", wanted[0] if len(wanted) == 1 else sources, "dataset")
     if sets := names(t.take("val_dataset")):
         t.put("data.evaluate", sets[0], "val_dataset", said=f"one evaluation set here; {len(sets) - 1} left out" if len(sets) > 1 else "")
-    if t.take("truncation_strategy") == "delete":
+    if t.word("truncation_strategy") == "delete":
         t.put("data.on_overlength", "drop", "truncation_strategy")

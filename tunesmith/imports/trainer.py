@@ -66,19 +66,19 @@ ADAMW = ("adamw", "adamw_torch", "adamw_torch_fused", "adamw_hf", "adamw_torch_x
 SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant", "constant_with_warmup": "constant"}
 
 
-def arguments(t: Translation) -> None:
+def arguments(t: Translation, schedule_by_default: str = "linear", warmup_by_default: float = 0.0, rate_by_default: float = 5e-5) -> None:
     """All of them but batches, whose meaning hangs on the data. Defaults of the Trainer that ours differ from are written down."""
     steps(t)
     optimizer(t, "optim")
-    schedule(t, "lr_scheduler_type", "linear")
-    warmup(t, 0.0)
+    schedule(t, "lr_scheduler_type", schedule_by_default)
+    warmup(t, warmup_by_default)
     precision(t)
     saves(t)
     evaluations(t)
     trackers(t)
     recomputation(t)
     if "learning_rate" not in t.given:
-        t.put("train.learning_rate", 5e-5)
+        t.put("train.learning_rate", rate_by_default)
     if t.take("torch_compile"):
         t.put("train.compile", "auto", "torch_compile", said="compiling blocks is not in this version yet")
     if t.take("use_cpu") or t.take("no_cuda"):
@@ -88,13 +88,13 @@ def arguments(t: Translation) -> None:
 
 
 def steps(t: Translation) -> None:
-    found = t.take("max_steps")
-    if isinstance(found, int) and found > 0:
-        t.put("train.steps", found, "max_steps")
+    found = t.number("max_steps")
+    if found and found > 0:
+        t.put("train.steps", int(found), "max_steps")
 
 
 def optimizer(t: Translation, key: str) -> None:
-    name = t.take(key)
+    name = t.word(key)
     paged = "the paged form has 8-bit states here; train.optimizer=adamw has 32-bit ones"
     if name is None:
         return
@@ -109,7 +109,7 @@ def optimizer(t: Translation, key: str) -> None:
 
 
 def schedule(t: Translation, key: str, default: str) -> None:
-    name = t.take(key)
+    name = t.word(key)
     if name is None:
         t.put("train.schedule", default)
     elif name in SCHEDULES:
@@ -121,13 +121,13 @@ def schedule(t: Translation, key: str, default: str) -> None:
 
 def warmup(t: Translation, default: float) -> None:
     """A share of the steps. A number of steps needs the number of all steps."""
-    ratio, number = t.take("warmup_ratio"), t.take("warmup_steps")
+    ratio, number = t.number("warmup_ratio"), t.number("warmup_steps")
     if number and number < 1:  # the Trainer's newer way to write a share
         ratio, number = number, None
         t.put("train.warmup", ratio, "warmup_steps")
     elif number:
-        whole = t.take("max_steps")
-        if isinstance(whole, int) and whole > number:
+        whole = t.number("max_steps")
+        if whole and whole > number:
             said = f"a share of the steps: {number} of {whole}"
             t.put("train.warmup", round(number / whole, 6), "warmup_steps", "max_steps", said=said)
         else:
@@ -149,25 +149,24 @@ def precision(t: Translation) -> None:
 
 
 def saves(t: Translation) -> None:
-    every, strategy = t.take("save_steps"), t.take("save_strategy")
-    strategy = "no" if strategy is False else strategy
+    every, strategy = t.number("save_steps"), t.word("save_strategy")
     if strategy not in (None, "steps"):
         said = {"no": "checkpoints are always kept here, so that a kill loses little", "best": "the best weights are always kept, in best/"}
         often = "checkpoints come by default ten times in a run (train.checkpoint_every)"
         (t.drop if strategy == "epoch" else t.skip)("save_strategy", said.get(strategy, often))
-    elif isinstance(every, int) and every >= 1:
-        t.put("train.checkpoint_every", every, "save_steps")
+    elif every and every >= 1:
+        t.put("train.checkpoint_every", int(every), "save_steps")
         return
-    if isinstance(every, int | float) and every:
+    if every:
         t.drop("save_steps", "checkpoints come by default ten times in a run (train.checkpoint_every)")
 
 
 def evaluations(t: Translation) -> None:
-    every = t.take("eval_steps")
-    strategy = t.take("eval_strategy", t.take("evaluation_strategy"))
+    every = t.number("eval_steps")
+    strategy = t.word("eval_strategy") or t.word("evaluation_strategy")
     key = "eval_strategy" if "eval_strategy" in t.given else "evaluation_strategy"
-    if isinstance(every, int) and every >= 1 and strategy in (None, "steps"):
-        t.put("evaluate.every", every, "eval_steps")
+    if every and every >= 1 and strategy in (None, "steps"):
+        t.put("evaluate.every", int(every), "eval_steps")
     elif every:
         t.drop("eval_steps", "evaluation comes by default ten times in a run (evaluate.every)")
     if strategy == "epoch":
@@ -178,7 +177,7 @@ def evaluations(t: Translation) -> None:
 
 def held_out(t: Translation, key: str, seen: Measured | None) -> None:
     """Rows kept for evaluation: a share stays one; a number needs the number of all rows."""
-    size = t.take(key)
+    size = t.number(key)
     if not size:
         return
     rows = sum(count for count in seen.rows if count) if seen is not None and None not in seen.rows else 0

@@ -41,6 +41,23 @@ class Translation:
         value = plain(self.given.get(key))
         return default if value is None else value
 
+    def word(self, key: str) -> str | None:
+        """A value that is one word; YAML 1.1 takes `no` for false."""
+        value = self.take(key)
+        if isinstance(value, str | int | float) and not isinstance(value, bool):
+            return str(value)
+        if value is True or isinstance(value, list | dict):
+            self.refuse(key, f"a word is wanted, not {shown(value)}")
+        return "no" if value is False else None
+
+    def number(self, key: str) -> float | None:
+        """A value that is a number; an int where it is a whole one."""
+        value = self.take(key)
+        if value is None or value is False or (isinstance(value, int | float) and not isinstance(value, bool)):
+            return value or (0 if value == 0 and value is not False else None)
+        self.refuse(key, f"a number is wanted, not {shown(value)}")
+        return None
+
     def has(self, key: str) -> bool:
         """Whether a value is given that switches something on."""
         return key in self.given and not is_off(plain(self.given[key]))
@@ -96,6 +113,15 @@ class Translation:
             else:
                 near = get_close_matches(key, names, n=1, cutoff=0.75)
                 self.drop(key, f"no key of {self.tool} that is known here" + (f"; did you mean {near[0]}?" if near else ""))
+
+
+def joined(*tables: Mapping[str, str]) -> dict[str, str]:
+    """Tables {why: "their keys"} as one; the same reason in two of them keeps the keys of both."""
+    result: dict[str, str] = {}
+    for table in tables:
+        for why, keys in table.items():
+            result[why] = " ".join(dict.fromkeys([*result.get(why, "").split(), *keys.split()]))
+    return result
 
 
 def plain(value: Any) -> Any:
