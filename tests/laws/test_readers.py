@@ -163,9 +163,7 @@ def test_lines_of_a_text_come_back(folder, lines, ending):
 @settings(LAW, max_examples=12)
 @given(TEXT, st.booleans())
 def test_a_named_encoding_is_read_exactly(folder, codec, text, packed):
-    text = text.encode(codec, errors="ignore").decode(codec)
-    if text.encode(codec).decode(codec) != text:
-        return
+    text = text.encode(codec, errors="ignore").decode(codec, errors="ignore").replace("\x1b", "")  # which begins another table
     content = (json.dumps({"a": text}, ensure_ascii=False) + "\n").encode(codec)
     assert [row.values for row in read(written(folder, "named.jsonl", content, packed), encoding=codec)] == [{"a": text}]
 
@@ -299,6 +297,8 @@ def test_no_damage_crashes_a_reader(folder, name):
     for _ in range(25):
         content = bytearray(GOOD[name])
         for _ in range(chance.randint(1, 4)):
+            if not content:
+                break
             at = chance.randrange(len(content))
             match chance.randrange(4):
                 case 0:

@@ -159,9 +159,18 @@ def _without_mark(head: bytes) -> tuple[str, str] | None:
     if zeros[0] == quarter and zeros[1] > 0.9 * quarter and not zeros[3]:
         return "utf-32-be", "UTF-32BE"
     even, odd = zeros[0] + zeros[2], zeros[1] + zeros[3]
-    if max(even, odd) > 0.1 * quarter and min(even, odd) == 0:
+    least = 0.8 if _is_utf8(head) else 0.1  # UTF-8 may hold a zero byte here and there
+    if max(even, odd) > least * quarter and min(even, odd) == 0:
         return ("utf-16-le", "UTF-16LE") if odd else ("utf-16-be", "UTF-16BE")
     return None
+
+
+def _is_utf8(head: bytes) -> bool:
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(head)
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _tried(path: Path, packed: bool, head: bytes, codec: str, called: str) -> Decoded | None:
@@ -233,9 +242,10 @@ def _lines(path: Path, packed: bool) -> Iterator[tuple[int, bytes]]:
         while part := file.readline(CHUNK):
             part = rest + part
             whole = part.endswith(b"\n")
-            cut = len(part) if whole else len(part.rstrip(BEYOND_ASCII)) or len(part)
+            cut = len(part) if whole or len(part) > 4 * CHUNK else len(part.rstrip(BEYOND_ASCII))
             rest = part[cut:]
-            yield number, part[:cut]
+            if cut:
+                yield number, part[:cut]
             number += whole
     if rest:
         yield number, rest
@@ -244,9 +254,9 @@ def _lines(path: Path, packed: bool) -> Iterator[tuple[int, bytes]]:
 def _foreign(path: Path, name: str, packed: bool, head: bytes) -> Decoded:
     """A file that is not UTF-8. Raises Unreadable where its encoding is not certain or not the same everywhere."""
     seen = _survey(path, packed)
-    guess = encoding.guess(seen.first)
+    guess = encoding.guess(seen.first) or next(filter(None, map(encoding.guess, _parts(seen.first))), None)
     where = f"byte {seen.offset} is not UTF-8"
-    by_chance = guess is not None and seen.longest <= encoding.BY_CHANCE.get(guess.codec, LONG) and seen.right < seen.wrong / 2
+    by_chance = guess is not None and seen.longest <= encoding.BY_CHANCE.get(guess.codec, LONG) and seen.right <= seen.wrong / 2
     if seen.right and not by_chance:
         looks = f", they look like {guess.name}" if guess else ""
         reason = f"{where}, but other lines are: two encodings stand in one file{looks}; convert the parts before joining them"
@@ -259,8 +269,8 @@ def _foreign(path: Path, name: str, packed: bool, head: bytes) -> Decoded:
         cure = f"If it is, say data.encoding={guess.name}, or convert it: {encoding.cure(name, guess.name)}"
         raise Unreadable(name, seen.line, reason + cure, guess.name)
     if other := _second(seen, guess):
-        reason = f"{where}; the file looks like {guess.name} here and like {other} further on: convert the parts before joining them"
-        raise Unreadable(name, seen.line, reason)
+        reason = f"{where}; parts of the file look like {guess.name} and parts like {other}: two encodings stand in one file"
+        raise Unreadable(name, seen.line, f"{reason}; convert the parts before joining them")
     try:
         return Decoded(guess.codec, guess.name, _newline(path, packed, guess.codec), _head(head, guess.codec), _recognised(guess.name))
     except _Broken as broken:
@@ -268,11 +278,20 @@ def _foreign(path: Path, name: str, packed: bool, head: bytes) -> Decoded:
         raise Unreadable(name, broken.line, reason + "stand in one file; convert the parts before joining them", guess.name) from None
 
 
+def _parts(raw: bytes) -> Iterator[bytes]:
+    """Some whole lines at a time."""
+    part = b""
+    for line in raw.splitlines(keepends=True):
+        part += line
+        if len(part) >= max(LEAST, len(raw) // PARTS):
+            yield part
+            part = b""
+    yield part
+
+
 def _second(seen: _Survey, guess: encoding.Guess) -> str | None:
     """Another encoding in which a part of the file is written: nearly all bytes can be decoded as GB18030, right or not."""
-    lines = seen.first.splitlines(keepends=True)
-    step = max(1, len(lines) // PARTS)
-    for part in [*(b"".join(lines[start : start + step]) for start in range(0, len(lines), step)), seen.last]:
+    for part in [*_parts(seen.first), seen.last]:
         found = encoding.guess(part) if len(part) >= LEAST else None
         if found and found.codec != guess.codec and found.odds >= 1.5 * encoding.CERTAIN:
             return found.name

@@ -45,7 +45,7 @@ ENCODINGS: dict[str, tuple[str, float, bool]] = {
 BY_CHANCE = {"cp1252": 0, "cp1251": 1}  # characters of a line that may be valid UTF-8 all the same: "Ні" in Windows-1251
 WIDER = {"gb2312": "gb18030", "gbk": "gb18030", "big5": "Big5", "cp950": "Big5-HKSCS", "shift_jis": "Shift-JIS", "euc_kr": "EUC-KR"}
 NO_FILES = {"idna", "punycode", "undefined", "unicode-escape", "raw-unicode-escape", "unicode_escape", "raw_unicode_escape", "utf-7"}
-ICONV = {"Shift-JIS": "CP932", "EUC-KR": "CP949", "Windows-1251": "CP1251", "Windows-1252": "CP1252"}
+ICONV = {"Shift-JIS": "CP932", "EUC-KR": "CP949", **{f"Windows-{page}": f"CP{page}" for page in range(1250, 1258)}}
 
 # Blocks of the two-byte tables: first and last lead byte. The tables put common characters before rare ones.
 BLOCKS = {

@@ -117,7 +117,7 @@ def _dense(shares: list[tuple[str, float]], rest: dict[str, tuple[float, int]], 
 
 def _alphabet(letters: str) -> Language:
     """A language of a small alphabet that is not Latin."""
-    return _dense([(letters, 0.9), (MARKS, 0.05)], {}, 0.8, beside=0.003)
+    return _dense([(letters, 0.9), (MARKS, 0.05)], {}, 0.8, beside=0.0005)
 
 
 def _latin(letters: str) -> Language:
