@@ -102,7 +102,7 @@ def refused(line: str) -> list[str]:
     if words[0] == "quickstart" or "--help" in words:
         return []
     parser = argparse.ArgumentParser(exit_on_error=False)
-    importlib.import_module(f"tunesmith.verbs.{words[0]}").add_arguments(parser)
+    importlib.import_module(f"tunesmith.verbs.{words[0].replace('-', '_')}").add_arguments(parser)
     try:
         _, left = parser.parse_known_args(words[1:])
         settings = [word for word in words[1:] if re.match(r"[a-z_]+\.[a-z_]+=", word)]

@@ -76,7 +76,7 @@ def test_data_sets_of_several_types():
     t = sets({"path": "a.jsonl", "type": "alpaca"}, {"path": "b.jsonl", "type": "chat_template", "field_messages": "dialog"})
     assert "data.format" not in t.settings and "of several types" in t.changed[0]
     assert t.left == [
-        "datasets.1: needs data.columns={'messages': 'dialog'}, which is said for all data or none: name this one in a dataset_info.json"
+        "datasets.1: needs data.columns={messages: dialog}, which is said for all data or none: name this one in a dataset_info.json"
     ]
     both = sets({"path": "a.jsonl", "type": "alpaca"}, {"path": "b.jsonl", "type": "alpaca"})
     assert both.settings["data.format"] == "alpaca" and not both.left

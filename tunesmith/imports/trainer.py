@@ -19,10 +19,10 @@ NEEDLESS = {
     "every step is in events.jsonl, and the curve in loss.png": "logging_steps logging_strategy logging_first_step logging_nan_inf_filter "
     "logging_dir log_on_each_node log_level log_level_replica plot_loss include_num_input_tokens_seen "
     "include_effective_tokens_per_second disable_tqdm skip_memory_metrics print_param_status",
-    "a run folder that holds a run is never overwritten; `tunesmith resume DIR` goes on": "overwrite_output_dir overwrite_cache",
+    "a run folder that holds a run is never overwritten; `tunesmith resume DIR` goes on": "overwrite_output_dir",
     "a run is made by `tunesmith train`": "do_train",
-    "tokenising is parallel and its result is kept by itself": "preprocessing_num_workers preprocessing_batch_size tokenized_path "
-    "dataloader_num_workers dataloader_pin_memory dataloader_persistent_workers dataloader_prefetch_factor "
+    "tokenising is parallel and its result is kept by itself": "overwrite_cache preprocessing_num_workers preprocessing_batch_size "
+    "tokenized_path dataloader_num_workers dataloader_pin_memory dataloader_persistent_workers dataloader_prefetch_factor "
     "dataloader_multiprocessing_context dataloader_in_order remove_unused_columns data_shared_file_system train_sampling_strategy "
     "group_by_length length_column_name sortish_sampler label_names",
     "checkpoints hold whatever an exact resume needs": "save_only_model save_on_each_node save_safetensors ignore_data_skip "

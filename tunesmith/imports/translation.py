@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any
 
+from tunesmith.run_yaml import flow
+
 SECRET = re.compile(r"token$|key$|secret|password", re.IGNORECASE)  # values that are not repeated
 
 
@@ -146,7 +148,7 @@ def is_off(value: Any) -> bool:
 
 def shown(value: Any) -> str:
     """A value on one line, cut where it is long."""
-    text = {None: "null", True: "true", False: "false"}[value] if value is None or isinstance(value, bool) else str(value)
+    text = value if isinstance(value, str) else flow(value)
     return text if len(text) <= 80 else text[:77] + "..."
 
 
