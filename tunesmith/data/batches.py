@@ -6,8 +6,9 @@ Shapes: T tokens of a row, N learned tokens of a row, D documents.
 
 from bisect import bisect_left, insort
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -66,11 +67,23 @@ class Plan:
         return order_D[bounds[position] : bounds[position + 1]]
 
     def rows(self, step: int) -> list[Row]:
-        """The packed rows of a step: best fit, longest documents first; without packing a row for each document."""
-        members = self.members(step)
-        room = self.lengths_D[members] + self.virtual_tokens
-        groups = best_fit(room.tolist(), self.row_tokens) if self.pack else [[i] for i in range(len(members))]
-        return [make_row(self.documents, [int(members[i]) for i in group], self.virtual_tokens) for group in groups]
+        """The packed rows of a step."""
+        return make_rows(self.documents, self.members(step), self.row_tokens, self.pack, self.virtual_tokens)
+
+    def step_documents(self, step: int) -> Documents:
+        """The documents that the numbers in a step's rows mean."""
+        return self.documents
+
+    def alone(self) -> "Plan":
+        """The same steps, a row for each document."""
+        return replace(self, pack=False)
+
+    def report(self, ended_after: int | None = None) -> dict[str, Any] | None:
+        """What has become known of the data since the run began: nothing."""
+        return None
+
+    def close(self) -> None:
+        """Nothing is at work beside the run."""
 
 
 @lru_cache(maxsize=4)
@@ -104,6 +117,14 @@ def best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
             rows.append([i])
         insort(room, (left - lengths[i], row))
     return rows
+
+
+def make_rows(documents: Documents, members: Sequence[int] | np.ndarray, row_tokens: int, pack: bool, virtual_tokens: int = 0) -> list[Row]:
+    """Some documents as packed rows: best fit, longest documents first; without packing a row for each document."""
+    chosen = np.asarray(members, np.int64)
+    room = documents.lengths_D[chosen] + virtual_tokens
+    groups = best_fit(room.tolist(), row_tokens) if pack else [[i] for i in range(len(chosen))]
+    return [make_row(documents, [int(chosen[i]) for i in group], virtual_tokens) for group in groups]
 
 
 def make_row(documents: Documents, members: Sequence[int], virtual_tokens: int = 0) -> Row:

@@ -8,7 +8,6 @@ import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from tunesmith.data.builtin import BUILTIN
 from tunesmith.data.json_values import Decoder
@@ -57,7 +56,7 @@ class Sources:
 
 def open_sources(names: Sequence[str], reading: Reading, info: str = "auto") -> Sources:
     """Raises UserError with every name that means nothing, at once."""
-    found, problems = Sources(list(names), reading), []
+    found, problems = Sources(list(names), reading), list[str]()
     for number, name in enumerate(names):
         try:
             resolved = resolve(name, info) if name else Resolved(())
@@ -165,9 +164,7 @@ def line_ranges(path: Path) -> Iterator[tuple[int, int, int]]:
             begin, first = end, first + chunk.count(b"\n")
 
 
-def _of_rows(
-    number: int, name: str, rows: Iterator[Row | BadRow], reading: Reading, report: FileReport
-) -> Iterator[tuple[Part, int]]:
+def _of_rows(number: int, name: str, rows: Iterator[Row | BadRow], reading: Reading, report: FileReport) -> Iterator[tuple[Part, int]]:
     stopped: list[Unreadable] = []
     rows = _until(rows, stopped)
     head = list(itertools.islice(rows, DECIDED_FROM))
@@ -200,8 +197,10 @@ def _until(rows: Iterator[Row | BadRow], stopped: list[Unreadable]) -> Iterator[
 
 
 def _size(row: Row | BadRow) -> int:
-    values: Iterable[Any] = row.values.values() if isinstance(row, Row) else ()
-    return ROW + sum(len(value) if isinstance(value, str) else ROW * len(value) if isinstance(value, list | dict) else 0 for value in values)
+    size = ROW
+    for value in row.values.values() if isinstance(row, Row) else ():
+        size += len(value) if isinstance(value, str) else ROW * len(value) if isinstance(value, list | dict) else 0
+    return size
 
 
 def _sampled(
@@ -215,13 +214,11 @@ def _sampled(
     for number in numbers:
         samples = [sample for own, sample in chosen if own == number]
         for first in range(0, len(samples), DECIDED_FROM):
-            rows = samples[first : first + DECIDED_FROM]
-            yield Part(number, sources.reading, Decided("", sources.reading.columns, {}), rows), BLOCK
+            some = samples[first : first + DECIDED_FROM]
+            yield Part(number, sources.reading, Decided("", sources.reading.columns, {}), some), BLOCK
 
 
-def _usable(
-    sources: Sources, numbers: Sequence[int], reports: list[FileReport], broken: list[str]
-) -> Iterator[tuple[int, Sample]]:
+def _usable(sources: Sources, numbers: Sequence[int], reports: list[FileReport], broken: list[str]) -> Iterator[tuple[int, Sample]]:
     for number in numbers:
         try:
             for sample in read_samples(sources.files[number], sources.reading, reports[number]):

@@ -20,7 +20,7 @@ from tunesmith.data.overlength import OnOverlength
 from tunesmith.data.pieces import BATCH, CUT, DROPPED, FATES, KEPT, SPLIT, TOO_LONG, UNWRITABLE, Block, Part, Piece, Tokenise
 from tunesmith.data.render import Renderer
 from tunesmith.data.sample import BadRow, FileReport, Sample
-from tunesmith.data.sources import Decided, Reading, Tally, bad_rows, where
+from tunesmith.data.sources import Decided, Reading, Tally, bad_rows, pick, where
 from tunesmith.data.workers import Workers
 from tunesmith.errors import UserError
 
@@ -75,8 +75,8 @@ class Documents:
 
     def take(self, chosen_D: npt.NDArray[np.int64]) -> "Documents":
         """Some of the documents, in that order; a document may come twice. The tokens themselves are not copied."""
-        parts = (self.begin_D, self.end_D, self.learned_D, self.file_D, self.line_D)
-        return Documents(self.ids_N, self.learned_N, *(part[chosen_D] for part in parts), self.files)
+        places = (self.begin_D[chosen_D], self.end_D[chosen_D], self.learned_D[chosen_D])
+        return Documents(self.ids_N, self.learned_N, *places, self.file_D[chosen_D], self.line_D[chosen_D], self.files)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -112,6 +112,13 @@ def flat(
     return Documents(ids_N, learned_N, begin_D, end_D, learned_D, file_D, line_D, tuple(files))
 
 
+def weighed(rows_R: npt.NDArray[np.int64], weight: float) -> npt.NDArray[np.int64]:
+    """Every row as often as the whole part of `weight` says, and the fraction's share of them once more."""
+    count = round((weight - int(weight)) * len(rows_R))
+    more = rows_R[pick(range(len(rows_R)), count, "weight")] if count else rows_R[:0]
+    return np.concatenate([np.tile(rows_R, int(weight)), more])
+
+
 @dataclass
 class Prepared:
     """The tokens of all usable rows (R of them), and what became of each row."""
@@ -138,9 +145,9 @@ class Prepared:
         """Whether all rows are raw text."""
         return bool(self.rows) and self.facts["texts"] == self.rows
 
-    @property
+    @cached_property
     def reports(self) -> list[FileReport]:
-        return [_report(each) for each in self.facts["reports"]]
+        return reports_of(self.facts)
 
     def of_rows(self, rows: npt.NDArray[np.int64]) -> Documents:
         """The documents of some rows, in that order; a row may come twice."""
@@ -154,10 +161,8 @@ class Prepared:
 
     def refuse(self, on_bad_row: OnBadRow, max_length: int) -> None:
         """Raises UserError where a file cannot be read, rows are bad and not to be skipped, or nothing is left to learn from."""
-        problems = list(self.facts["broken"])
-        if on_bad_row == "error":
-            problems += bad_rows(self.reports)
-        problems += self._refused(on_bad_row, max_length)
+        refused = [(int(self.fate_R[int(row)]), self._origin(int(row)), reason) for row, reason in self.facts["reasons"].items()]
+        problems = [*self.facts["broken"], *refusals(self.reports, refused, on_bad_row, max_length)]
         if problems:
             raise UserError(*problems)
         if not self.rows:
@@ -169,20 +174,6 @@ class Prepared:
             reasons = Counter(self.facts["reasons"].values())
             why = "; ".join(f"{reason} ({count} rows)" for reason, count in reasons.most_common(3)) or "there are no rows"
             raise UserError(f"no row is left to learn from: {why}")
-
-    def _refused(self, on_bad_row: OnBadRow, max_length: int) -> list[str]:
-        problems = []
-        for fate, what, cure in (
-            (UNWRITABLE, "cannot be written with this model's chat template", "mend them, or leave them out with data.on_bad_row=skip"),
-            (TOO_LONG, f"are longer than data.max_length {max_length}", "raise it, or set data.on_overlength to truncate or drop"),
-        ):
-            rows = np.flatnonzero(self.fate_R == fate)
-            if len(rows) and not (fate == UNWRITABLE and on_bad_row == "skip"):
-                problems.append(f"{len(rows)} rows {what}:")
-                problems += [f"  {self._origin(row)}: {self.facts['reasons'][str(row)]}" for row in rows[:LISTED]]
-                problems += [f"  ... and {len(rows) - LISTED} more"] if len(rows) > LISTED else []
-                problems.append(f"  {cure}")
-        return problems
 
     def report(self, rows: npt.NDArray[np.int64], documents: Documents) -> dict[str, Any]:
         """`data.json` for these rows: rows = kept + cut + split + the number of dropped. Rows that cannot be read count as dropped."""
@@ -205,11 +196,29 @@ class Prepared:
             "longest": int(documents.lengths_D.max(initial=0)),
             **self.facts["settings"],
             "mask_sha256": documents.fingerprint,
-            "files": [_file(each) for each in self.reports],
+            "files": [told_file(each) for each in self.reports],
         }
 
     def _origin(self, row: int) -> str:
         return f"{self.names[self.file_R[row]]}:{self.line_R[row]}"
+
+
+def refusals(reports: Sequence[FileReport], refused: Sequence[tuple[int, str, str]], on_bad_row: OnBadRow, max_length: int) -> list[str]:
+    """Why the run cannot go on: rows that cannot be read, and those of `refused` (fate, file:line, reason) that must not be left out."""
+    problems = bad_rows(reports) if on_bad_row == "error" else []
+    for fate, what, cure in (
+        (UNWRITABLE, "cannot be written with this model's chat template", "mend them, or leave them out with data.on_bad_row=skip"),
+        (TOO_LONG, f"are longer than data.max_length {max_length}", "raise it, or set data.on_overlength to truncate or drop"),
+    ):
+        rows = [f"  {origin}: {reason}" for own, origin, reason in refused if own == fate]
+        if rows and not (fate == UNWRITABLE and on_bad_row == "skip"):
+            more = [f"  ... and {len(rows) - LISTED} more"] if len(rows) > LISTED else []
+            problems += [f"{len(rows)} rows {what}:", *rows[:LISTED], *more, f"  {cure}"]
+    return problems
+
+
+def reports_of(facts: dict[str, Any]) -> list[FileReport]:
+    return [FileReport(**(kept | {"bad": [BadRow(**row) for row in kept["bad"]]})) for kept in facts["reports"]]
 
 
 def prepare(
@@ -300,9 +309,7 @@ class Gathered:
         }
 
 
-def _gather(
-    source: Sources | Sequence[Sample], work: Tokenise, workers: int, writer: store.Writer, progress: Seen | None
-) -> Gathered:
+def _gather(source: Sources | Sequence[Sample], work: Tokenise, workers: int, writer: store.Writer, progress: Seen | None) -> Gathered:
     gathered = Gathered([], [])
     if isinstance(source, Sources):
         given, whole = blocks(source, gathered.reports, gathered.broken), source.bytes
@@ -332,7 +339,7 @@ def _of_samples(samples: Sequence[Sample], reports: list[FileReport]) -> Iterato
             reports[number].rows += len(rows)
             reports[number].good += len(rows)
             parts.append(Part(number, Reading(), Decided("", Reading().columns, {}), rows))
-        yield Block(parts, sum(len(part.rows) for part in parts))  # type: ignore[arg-type]
+        yield Block(parts, min(BATCH, len(samples) - first))
 
 
 def _prepared(arrays: dict[str, Any], facts: dict[str, Any], sources: Sources | None) -> Prepared:
@@ -353,11 +360,7 @@ def _key(source: Sources | Sequence[Sample], renderer: Renderer, max_length: int
     return digest.hexdigest()[:32]
 
 
-def _report(kept: dict[str, Any]) -> FileReport:
-    return FileReport(**(kept | {"bad": [row if isinstance(row, BadRow) else BadRow(**row) for row in kept["bad"]]}))
-
-
-def _file(report: FileReport) -> dict[str, Any]:
+def told_file(report: FileReport) -> dict[str, Any]:
     return {
         "file": Path(report.file).name,
         "rows": report.rows,

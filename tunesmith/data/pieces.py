@@ -5,6 +5,8 @@ Shapes: R usable rows, D documents, N tokens of the block.
 
 import codecs
 import dataclasses
+import json
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -231,3 +233,52 @@ def _picked(file: Any, picks: Picks) -> Iterator[tuple[int, str]]:
 def lines_codec(codec: str) -> str:
     """The codec of a single line: a byte order mark stands at the file's beginning only."""
     return "utf-8" if codec == "utf-8-sig" else codec
+
+
+# --- a piece in a file of its own, for runs that begin before all pieces are made ---
+
+ARRAYS = ("file_R", "line_R", "fate_R", "row_D", "length_D", "learned_D", "unended_D")
+TOKENS = ("ids_N", "learned_N")
+
+
+def save(piece: Piece, path: Path) -> None:
+    """Whole or absent."""
+    from safetensors.numpy import save_file
+
+    told = {
+        "reasons": piece.reasons,
+        "texts": piece.texts,
+        "size": piece.size,
+        "notes": piece.notes,
+        "proved": piece.proved,
+        "rows": piece.rows,
+        "bad": {number: [dataclasses.asdict(row) for row in rows] for number, rows in piece.bad.items()},
+        "tallies": {number: dataclasses.asdict(tally) for number, tally in piece.tallies.items()},
+    }
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    arrays = {name: getattr(piece, name) for name in (*ARRAYS, *TOKENS)}
+    save_file(arrays, aside, {"told": json.dumps(told, ensure_ascii=False)})
+    os.replace(aside, path)
+
+
+def load(path: Path, tokens: bool = True) -> Piece:
+    """Without `tokens` the arrays of tokens are left empty. Raises OSError or SafetensorError where it is absent or damaged."""
+    from safetensors import safe_open
+
+    with safe_open(path, "numpy") as file:
+        told = json.loads(file.metadata()["told"])
+        arrays = {name: file.get_tensor(name) for name in ARRAYS}
+        if tokens:
+            arrays |= {name: file.get_tensor(name) for name in TOKENS}
+    arrays = {"ids_N": np.zeros(0, np.uint32), "learned_N": np.zeros(0, np.bool_)} | arrays
+    return Piece(
+        **arrays,
+        reasons={int(row): reason for row, reason in told["reasons"].items()},
+        texts=told["texts"],
+        size=told["size"],
+        notes=Counter(told["notes"]),
+        proved=Counter(told["proved"]),
+        rows=Counter({int(number): count for number, count in told["rows"].items()}),
+        bad={int(number): [BadRow(**row) for row in rows] for number, rows in told["bad"].items()},
+        tallies={int(number): Tally.from_dict(tally) for number, tally in told["tallies"].items()},
+    )

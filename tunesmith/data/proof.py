@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+
 from tunesmith.data.render import Document, Renderer
 from tunesmith.errors import ProofFailed
 

@@ -231,6 +231,12 @@ class Tally:
             self.filled[ours] = self.filled.get(ours, 0) + count
         self.absent |= other.absent
 
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Tally":
+        """Back from `dataclasses.asdict`, perhaps by way of JSON."""
+        lines = {key: {name: Lines(**held) for name, held in values[key].items()} for key in ("others", "notes")}
+        return cls(**lines, filled=values["filled"], absent={ours: (told[0], told[1]) for ours, told in values["absent"].items()})
+
     def warnings(self, usual: str) -> list[str]:
         """Sentences for the report of a file whose rows usually have the format `usual`."""
         said = [
@@ -339,7 +345,7 @@ def weigh(samples: Sequence[T], weight: float) -> list[T]:
     return list(samples) * whole + pick(samples, round((weight - whole) * len(samples)), "weight")
 
 
-def bad_rows(reports: list[FileReport]) -> list[str]:
+def bad_rows(reports: Sequence[FileReport]) -> list[str]:
     """Lines for a message: the first bad rows by their place, the count of the others, the cure."""
     bad = [row for report in reports for row in report.bad]
     if not bad:

@@ -11,7 +11,7 @@ import tempfile
 import time
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -34,7 +34,9 @@ class Writer:
             with contextlib.suppress(OSError):  # a cache that cannot be written is no reason to stop
                 cache.mkdir(parents=True, exist_ok=True)
                 self._folder = Path(tempfile.mkdtemp(prefix=".new.", dir=cache))
-        self._files = {name: open(_path(self._folder, name, kind), "wb") for name, kind in types.items()} if self._folder else {}
+        self._files: dict[str, IO[bytes]] = {}
+        for name, kind in types.items() if self._folder else ():
+            self._files[name] = open(_path(self._folder, name, kind), "wb")  # noqa: SIM115 (closed by `arrays` or `drop`)
 
     def add(self, **arrays: Array) -> None:
         """Append to some of the arrays. Where the disk is full what is written goes on in memory."""
@@ -81,7 +83,7 @@ class Writer:
             with contextlib.suppress(OSError):
                 file.close()
             kind = self._types[name]
-            held = np.fromfile(_path(folder, name, kind), kind)
+            held: Array = np.fromfile(_path(folder, name, kind), kind)
             self._parts[name].insert(0, held)
         shutil.rmtree(folder, ignore_errors=True)
 

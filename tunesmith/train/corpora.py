@@ -9,13 +9,16 @@ import numpy.typing as npt
 from tunesmith import hardware
 from tunesmith.config import Run
 from tunesmith.data.blocks import Sources, open_sources
-from tunesmith.data.documents import Documents, Prepared, prepare
+from tunesmith.data.documents import Documents, Prepared, prepare, weighed
+from tunesmith.data.pieces import Tokenise
 from tunesmith.data.render import Renderer
-from tunesmith.data.sources import pick, understand, weigh
+from tunesmith.data.sources import pick, understand
+from tunesmith.data.stream import Chunks, Stream, documents_of, open_chunks
 from tunesmith.errors import UserError
 from tunesmith.models.source import cache_folder
 
 LARGE = 4 << 20  # bytes of data from which on starting processes pays
+STREAMED = 64 << 20  # bytes of data that are not waited for where train.steps is given
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,49 @@ class Corpus:
     evaluation: Documents | None
     report: dict[str, Any]  # data.json
     is_text: bool
+    chunks: Chunks | None = None  # where the rest is still to be tokenised: `documents` are the first of them
+    key: str = ""  # of the chunks: data, settings and order
+
+
+def stream(run: Run) -> tuple[bool, str]:
+    """Whether the run begins before all is tokenised, and why. Raises UserError where that is asked for and cannot be."""
+    sources, _ = training(run)
+    hindrances = []
+    if any(sources.wanted):
+        hindrances.append("a sample (PATH#N) is taken among all rows")
+    if isinstance(run.data.evaluate, float):
+        hindrances.append("a fraction held out (data.evaluate) is taken among all rows; name a file")
+    if run.data.stream is True:
+        hindrances += ["how long an epoch is is not known: give train.steps"] if run.train.steps is None else []
+        if hindrances:
+            raise UserError(*(f"data.stream: {hindrance}" for hindrance in hindrances))
+        return True, ""
+    if run.train.steps is None or sources.bytes < STREAMED or hindrances:
+        return False, "everything is tokenised first"
+    return True, f"{sources.bytes / 1e6:,.0f} MB of data and train.steps is given: tokenised ahead of the run"
+
+
+def open_stream(run: Run, renderer: Renderer) -> Corpus:
+    """Only the first rows are tokenised. Raises UserError."""
+    sources, weights = training(run)
+    work = Tokenise(renderer, run.data.max_length, run.data.on_overlength)
+    chunks, key = open_chunks(
+        sources,
+        lambda rows: with_replay(run, weights, rows),
+        work,
+        cache_folder() / "tokens",
+        seed=run.train.seed,
+        on_bad_row=run.data.on_bad_row,
+        workers=workers(run, sources.bytes),
+    )
+    if not len(chunks):
+        raise UserError(f"{', '.join(sources.names)}: no usable rows")
+    refuse_judged(sources, {report.format for report in chunks.index.reports})
+    chunks.wait_for(0)
+    begun = Stream(chunks, 1, 1, run.train.seed, key=key)
+    evaluation, told = _evaluation(run, renderer, sources)
+    names = [report.file for report in chunks.index.reports]
+    return Corpus(documents_of(chunks.piece(0), names), evaluation, begun.report() | told, chunks.is_text(), chunks, key)
 
 
 def read(run: Run, renderer: Renderer) -> Corpus:
@@ -33,22 +79,27 @@ def read(run: Run, renderer: Renderer) -> Corpus:
     rows, held_out, set_aside = chosen(run, prepared, weights)
     documents = prepared.of_rows(rows)
     report = prepared.report(np.unique(rows), documents)
-    evaluation = None
-    if run.data.evaluate is not None:
-        if isinstance(run.data.evaluate, str):
-            other = _prepared(run, renderer, open_sources([run.data.evaluate], sources.reading, run.data.info))
-            evaluated, eval_rows = other, np.arange(other.rows)
-        else:
-            evaluated, eval_rows = prepared, held_out
-        evaluation = evaluated.of_rows(eval_rows)
-        told = evaluated.report(eval_rows, evaluation)
-        report["evaluation"] = {key: told[key] for key in ("rows", "documents", "tokens", "learned_tokens", "mask_sha256")}
-        report["evaluation"]["rows"] = len(eval_rows)
-        if not len(evaluation):
-            raise UserError(f"data.evaluate={run.data.evaluate}: no row is left to evaluate on")
+    evaluation, told = _held_out(run, prepared, held_out) if len(held_out) else _evaluation(run, renderer, sources)
+    report |= told
     report["rows_read"] = report["rows"] + sum(set_aside.values())
     report["set_aside"] = set_aside
     return Corpus(documents, evaluation, report, prepared.is_text)
+
+
+def _evaluation(run: Run, renderer: Renderer, sources: Sources) -> tuple[Documents | None, dict[str, Any]]:
+    """The documents of the file that `data.evaluate` names, where it names one."""
+    if not isinstance(run.data.evaluate, str):
+        return None, {}
+    prepared = _prepared(run, renderer, open_sources([run.data.evaluate], sources.reading, run.data.info))
+    return _held_out(run, prepared, np.arange(prepared.rows))
+
+
+def _held_out(run: Run, prepared: Prepared, rows: npt.NDArray[np.int64]) -> tuple[Documents, dict[str, Any]]:
+    documents = prepared.of_rows(rows)
+    if not len(documents):
+        raise UserError(f"data.evaluate={run.data.evaluate}: no row is left to evaluate on")
+    figures = {"rows": len(rows), "documents": len(documents), "tokens": documents.tokens, "learned_tokens": documents.learned_tokens}
+    return documents, {"evaluation": figures | {"mask_sha256": documents.fingerprint}}
 
 
 def training(run: Run) -> tuple[Sources, list[float]]:
@@ -79,7 +130,7 @@ def refuse_judged(sources: Sources, formats: set[str]) -> None:
     """Raises UserError for rows that hold answers which must not be imitated."""
     if "preference" in formats:
         raise UserError(
-            f"{', '.join(sources.names)}: preference pairs or judged answers; this version reads and checks them, but trains on answers only",
+            f"{', '.join(sources.names)}: preference pairs or judged answers; they are read and checked, but training learns answers only",
             "to learn the chosen answers, name their column: data.columns={prompt: THEIR_PROMPT, completion: chosen}",
         )
 
@@ -96,22 +147,19 @@ def chosen(run: Run, prepared: Prepared, weights: list[float]) -> tuple[npt.NDAr
     assert prepared.sources is not None
     source_R = np.array(prepared.sources.source_F, np.int64)[prepared.file_R]
     weights = with_replay(run, weights, np.bincount(source_R, minlength=len(weights)).tolist())
-    taken: list[int] = []
-    for number, weight in enumerate(weights):
-        taken += weigh(np.flatnonzero(source_R == number).tolist(), weight)
-    held_out: list[int] = []
+    taken = [weighed(np.flatnonzero(source_R == number), weight) for number, weight in enumerate(weights)]
+    rows_R = np.concatenate([np.zeros(0, np.int64), *taken])
+    held_out_R = np.zeros(0, np.int64)
     if isinstance(run.data.evaluate, float):
-        distinct = list(dict.fromkeys(taken))
-        count = max(1, round(run.data.evaluate * len(distinct)))
-        if count >= len(distinct):
-            raise UserError(f"data.evaluate={run.data.evaluate} would leave none of the {len(distinct)} rows to train on")
-        held_out = pick(distinct, count, "evaluate")
-        taken_out = set(held_out)
-        taken = [row for row in taken if row not in taken_out]
-    rows_R = np.array(taken, np.int64)
-    set_aside = {"evaluation": len(held_out), "weight": prepared.rows - len(np.unique(rows_R)) - len(held_out)}
+        distinct_R = np.unique(rows_R)
+        count = max(1, round(run.data.evaluate * len(distinct_R)))
+        if count >= len(distinct_R):
+            raise UserError(f"data.evaluate={run.data.evaluate} would leave none of the {len(distinct_R)} rows to train on")
+        held_out_R = distinct_R[pick(range(len(distinct_R)), count, "evaluate")]
+        rows_R = rows_R[~np.isin(rows_R, held_out_R)]
+    set_aside = {"evaluation": len(held_out_R), "weight": prepared.rows - len(np.unique(rows_R)) - len(held_out_R)}
     set_aside["sample"] = sum(report.good for report in prepared.reports) - prepared.rows
-    return rows_R, np.array(held_out, np.int64), {reason: count for reason, count in set_aside.items() if count}
+    return rows_R, held_out_R, {reason: count for reason, count in set_aside.items() if count}
 
 
 def with_replay(run: Run, weights: list[float], rows: list[int]) -> list[float]:

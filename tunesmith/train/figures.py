@@ -8,6 +8,7 @@ import torch
 
 from tunesmith import events, hardware
 from tunesmith.data.batches import Plan
+from tunesmith.data.stream import Stream
 from tunesmith.methods.tuning import Tuning
 from tunesmith.models import slots
 from tunesmith.models.load import Base
@@ -17,7 +18,7 @@ from tunesmith.train.checkpoint import Clock, Progress
 from tunesmith.train.setting import Setting
 
 
-def started(setting: Setting, out: Path, base: Base, tuning: Tuning, plan: Plan) -> events.Started:
+def started(setting: Setting, out: Path, base: Base, tuning: Tuning, plan: Plan | Stream) -> events.Started:
     """What is known before the first step. Measures the machine's matrix products at this model's shapes (a fraction of a second)."""
     text = base.model.config.get_text_config()
     width = int(getattr(text, "hidden_size", 512))

@@ -4,6 +4,7 @@
 progress bar, a page or a test; each event is in `events.jsonl` before it is handed out.
 """
 
+import contextlib
 import math
 import random
 from collections.abc import Callable, Iterator
@@ -98,7 +99,7 @@ def _steps(setting: Setting, out: Path, last: Checkpoint | None, stop: Stop, tel
     torch.set_num_threads(run.train.threads)
     _seed(run.train.seed, 0)
 
-    with hardware.MemorySampler(setting.device) as memory:
+    with hardware.MemorySampler(setting.device) as memory, contextlib.closing(setting.plan):
         # the model, what is trained, and what may be left to us
         tell(f"loading {setting.located.name}")
         base = loading.load(
@@ -119,7 +120,7 @@ def _steps(setting: Setting, out: Path, last: Checkpoint | None, stop: Stop, tel
             tuning.parameters, run.train.optimizer, weight_decay=run.train.weight_decay, ratios=tuning.learning_rate_ratios
         )
         head = _trained_head(forward, tuning)
-        plan = setting.plan if forward.packed else _alone(setting.plan)
+        plan = setting.plan if forward.packed else setting.plan.alone()
         progress, clock = Progress(), Clock()
         if last is not None and last.trained:
             method.restore(tuning, last.trained, f"{out}: the checkpoint of step {last.progress.step}")
@@ -132,13 +133,20 @@ def _steps(setting: Setting, out: Path, last: Checkpoint | None, stop: Stop, tel
             yield events.Warned(message=note, step=progress.step)
 
         def save() -> Path:
+            if (known := plan.report()) is not None:
+                folder.write_json(out / folder.DATA, setting.report | known)
             return _save(out, setting, base, tuning, optimizer, progress, figures.with_sitting(clock, sitting.seconds()))
 
         saved = progress.step
         while progress.step < setting.steps:
             # one optimizer step: the mean loss over all its learned tokens, row by row
             step, begun = progress.step, Stopwatch()
-            rows = plan.rows(step)
+            try:
+                rows = plan.rows(step)
+            except UserError:  # rows that were tokenised while the run was on its way
+                if saved < step:
+                    save()
+                raise
             tokens, computed = sum(row.tokens for row in rows), sum(row.computed_tokens for row in rows)
             learned = sum(len(row.targets_N) for row in rows)
             _seed(run.train.seed, step + 1)  # dropout is a function of seed and step, so that a resumed run repeats it
@@ -153,7 +161,7 @@ def _steps(setting: Setting, out: Path, last: Checkpoint | None, stop: Stop, tel
                 optimizer.step(rate)
             else:
                 optimizer.forget()
-                what = f"step {step + 1}: {nonfinite.explain(setting.documents, forward, rows, losses)}"
+                what = f"step {step + 1}: {nonfinite.explain(plan.step_documents(step), forward, rows, losses)}"
                 yield events.Warned(message=what, step=step + 1)
                 if run.train.on_nonfinite == "stop":
                     if saved < step:
@@ -194,6 +202,8 @@ def _steps(setting: Setting, out: Path, last: Checkpoint | None, stop: Stop, tel
                     weights.write(out / weights.KIND[False], base, tuning, setting)
                 raise Interrupted(code, f"stopped after step {progress.step}; go on with `tunesmith resume {out}`")
 
+        if (known := plan.report(ended_after=progress.step)) is not None:
+            folder.write_json(out / folder.DATA, {key: value for key, value in (setting.report | known).items() if key != "provisional"})
         weights.write(out / weights.KIND[bool(tuning.adapter)], base, tuning, setting)
         finished = figures.finished(out, progress, figures.with_sitting(clock, sitting.seconds()), memory.mark())
     report.write(out, run, finished)
@@ -239,10 +249,6 @@ def _proof(out: Path, base: Base, tuning: Tuning) -> proof.Proof:
     return proof.Proof(kept["own_head"], kept["packed"], found.failures)
 
 
-def _alone(plan: Plan) -> Plan:
-    return Plan(plan.documents, plan.tokens_per_step, plan.row_tokens, plan.seed, False, plan.virtual_tokens)
-
-
 def _evaluate(forward: Forward, setting: Setting, progress: Progress) -> events.Evaluated:
     """The loss of the evaluation rows now; `progress` remembers the best."""
     assert setting.evaluation is not None
@@ -271,7 +277,7 @@ def _same_data(out: Path, setting: Setting) -> None:
         ("data", setting.report, kept),
         ("evaluation data", setting.report.get("evaluation") or {}, kept.get("evaluation") or {}),
     ):
-        if now.get("mask_sha256") != then.get("mask_sha256"):
+        if any(now.get(key) != then.get(key) for key in ("mask_sha256", "stream_sha256")):
             raise UserError(
                 f"{out}: the {what}, the chat template or the tokenizer is no longer what the run began with, so it cannot go on exactly; "
                 "nothing was changed",

@@ -16,6 +16,7 @@ from tunesmith.config import Run, parse
 from tunesmith.data.batches import Plan
 from tunesmith.data.documents import Documents
 from tunesmith.data.render import Renderer
+from tunesmith.data.stream import Stream
 from tunesmith.errors import UserError
 from tunesmith.methods import layout
 from tunesmith.methods.method import METHODS, build
@@ -24,6 +25,7 @@ from tunesmith.methods.tuning import Tuning
 from tunesmith.models import load as loading
 from tunesmith.models.source import Located, locate
 from tunesmith.train import corpora, tensorboard
+from tunesmith.train.corpora import Corpus
 
 Tell = Callable[[str], None]
 NF4_BYTES = 0.7  # bytes a parameter while loading, with embeddings that stay as they are
@@ -43,7 +45,7 @@ class Setting:
     documents: Documents
     evaluation: Documents | None
     report: dict[str, Any]  # data.json
-    plan: Plan
+    plan: Plan | Stream
     steps: int
     device: torch.device
     dtype: torch.dtype
@@ -75,7 +77,8 @@ def decide(run: Run, origins: dict[str, str], tell: Tell = lambda sentence: None
 
     renderer = Renderer(tokenizer, thinking=run.data.thinking, date=auto.run.data.date, stop_ids=loading.stop_ids(located.folder, config))
     tell("reading and tokenising the data")
-    corpus = corpora.read(auto.run, renderer)
+    auto.set("data.stream", "auto", *corpora.stream(auto.run))
+    corpus = (corpora.open_stream if auto.run.data.stream else corpora.read)(auto.run, renderer)
     kind = "text" if corpus.is_text else "generate"
     auto.set("task.name", "auto", kind, "the data")
     if auto.run.task.name != kind:
@@ -84,7 +87,7 @@ def decide(run: Run, origins: dict[str, str], tell: Tell = lambda sentence: None
         auto.set("data.on_overlength", "truncate", "split", "raw text is split, nothing is thrown away")
     documents, evaluation, report = corpus.documents, corpus.evaluation, corpus.report
 
-    steps, plan = _plan(auto, documents)
+    steps, plan = _plan(auto, corpus)
     auto.set("train.learning_rate", "auto", _rate(auto.run, config), f"the default of {run.method.name} at this width")
     auto.set("train.checkpoint_every", "auto", max(1, math.ceil(steps / 10)), "a tenth of the run")
     auto.set("evaluate.every", "auto", max(1, math.ceil(steps / 10)), "a tenth of the run")
@@ -208,17 +211,20 @@ def _fits(located: Located, skeleton: Any, run: Run, device: torch.device) -> lo
     raise loading.too_large(located.name, needed, free, device, cure)
 
 
-def _plan(auto: _Auto, documents: Documents) -> tuple[int, Plan]:
+def _plan(auto: _Auto, corpus: Corpus) -> tuple[int, Plan | Stream]:
     run = auto.run
-    longest = int(documents.lengths_D.max())
-    wished = documents.tokens * run.train.epochs / 100
-    per_step = max(512, min(8192, round(wished)))
-    auto.set("train.tokens_per_step", "auto", per_step, "at least 100 steps, between 512 and 8192 tokens")
+    longest = run.data.max_length if corpus.chunks else int(corpus.documents.lengths_D.max())
+    wished = 8192 if corpus.chunks else corpus.documents.tokens * run.train.epochs / 100
+    auto.set("train.tokens_per_step", "auto", max(512, min(8192, round(wished))), "at least 100 steps, between 512 and 8192 tokens")
     usual = 1024 if run.model.device == "cpu" else 8192  # a CPU gains nothing from longer rows, and memory grows with them
     auto.set("train.row_tokens", "auto", max(usual, longest), f"{usual} or the longest document")
     train = auto.run.train
     assert isinstance(train.tokens_per_step, int) and isinstance(train.row_tokens, int)
-    plan = Plan(documents, train.tokens_per_step, max(train.row_tokens, longest), train.seed, run.data.pack)
+    shape = (train.tokens_per_step, max(train.row_tokens, longest), train.seed, run.data.pack)
+    if corpus.chunks is not None:
+        assert train.steps is not None
+        return train.steps, Stream(corpus.chunks, *shape, key=corpus.key)
+    plan = Plan(corpus.documents, *shape)
     return train.steps or plan.steps_for(train.epochs), plan
 
 
