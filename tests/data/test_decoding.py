@@ -37,7 +37,7 @@ def refused(tmp_path, content, wanted="auto"):
         (CHINESE.encode("gbk"), "gb18030", "GB18030", "data.encoding=NAME"),
         (FRENCH.encode("cp1252"), "cp1252", "Windows-1252", "read as Windows-1252, recognised by its characters (not UTF-8)"),
         ("日本語のテキスト".encode("iso2022_jp"), "iso2022_jp", "ISO-2022-JP", "recognised"),
-        ("un café\n".encode("cp1252"), "cp1252", "Windows-1252", "recognised"),
+        ("un café".encode("cp1252"), "cp1252", "Windows-1252", "recognised"),
     ],
 )
 def test_encodings_that_are_certain(tmp_path, content, codec, called, note):

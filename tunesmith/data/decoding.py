@@ -240,9 +240,10 @@ def _lines(path: Path, packed: bool) -> Iterator[tuple[int, bytes]]:
     number, rest = 1, b""
     with open_bytes(path, packed) as file:
         while part := file.readline(CHUNK):
-            part = rest + part
             whole = part.endswith(b"\n")
-            cut = len(part) if whole or len(part) > 4 * CHUNK else len(part.rstrip(BEYOND_ASCII))
+            last = len(part) < CHUNK
+            part = rest + part
+            cut = len(part) if whole or last or len(part) > 4 * CHUNK else len(part.rstrip(BEYOND_ASCII))
             rest = part[cut:]
             if cut:
                 yield number, part[:cut]

@@ -77,7 +77,7 @@ CENTRAL_LETTERS = {
 }
 TURKISH_LETTERS = {"Turkish": "ıüşöğçİâî"}
 BALTIC_LETTERS = {"Latvian": "āēīšžļņģķčū", "Lithuanian": "ėšžųįąčūę"}
-GREEK_LETTERS = "αοιετσνρκπμλυςήάίόδέγύχωθφβώζξψ"
+GREEK_LETTERS = "αοιετσηνρκπμλυςήάίόδέγύχωθφβώζξψϊΐ"
 HEBREW_LETTERS = "יוהלארמתבשנםדעקפחכגצןזטסךףץ"
 ARABIC_LETTERS = "اليمنروتبعدهكسفقحجأشصىطخضةئزذءغثظإآؤ"
 
@@ -117,7 +117,7 @@ def _dense(shares: list[tuple[str, float]], rest: dict[str, tuple[float, int]], 
 
 def _alphabet(letters: str) -> Language:
     """A language of a small alphabet that is not Latin."""
-    return _dense([(letters, 0.9), (MARKS, 0.05)], {}, 0.8, beside=0.0005)
+    return _dense([(letters, 0.9), (MARKS, 0.05)], {}, 0.8, beside=0.0001)
 
 
 def _latin(letters: str) -> Language:
@@ -127,7 +127,7 @@ def _latin(letters: str) -> Language:
         _ranked([(letters, 0.9), (marks, 0.03), ("éèáíóúäöüñçàøåšžč", 0.01), ("§£½¼¹²³±×ªº¡¿", 0.003)]),
         {},
         among_ascii=True,
-        goes_on=math.log(0.03),
+        goes_on=math.log(0.06),
     )
 
 
@@ -147,8 +147,9 @@ JAPANESE = _dense(
     0.92,
 )
 KOREAN = _dense([(HANGUL, 0.9)], {"first": (0.08, 2000), "second": (0.003, 4888), "symbols": (0.01, 900), "rest": (0.0005, 8800)}, 0.75)
-WESTERN = [_latin(letters) for letters in WESTERN_LETTERS.values()]
-CENTRAL = [_latin(letters) for letters in CENTRAL_LETTERS.values()]
+# The last of each is a text in several of the languages.
+WESTERN = [_latin(letters) for letters in [*WESTERN_LETTERS.values(), "".join(WESTERN_LETTERS.values())]]
+CENTRAL = [_latin(letters) for letters in [*CENTRAL_LETTERS.values(), "".join(CENTRAL_LETTERS.values())]]
 TURKISH = [_latin(letters) for letters in TURKISH_LETTERS.values()]
 BALTIC = [_latin(letters) for letters in BALTIC_LETTERS.values()]
 CYRILLIC = [_alphabet(RUSSIAN), _alphabet(UKRAINIAN)]
