@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from tunesmith.imports.batch import measure, tokens_per_step
+from tunesmith.imports.batch import Measured, measure, tokens_per_step
 from tunesmith.imports.translation import Translation
 
 
@@ -38,14 +38,15 @@ def test_rows_that_are_not_packed_are_measured(rows):
 def test_without_the_data_the_product_is_a_bound(rows):
     t = step({"batch": 2}, **{"data.train": "gone.jsonl"})
     assert t.settings["train.tokens_per_step"] == 200 and "the longest row, which rows seldom reach" in t.changed[0]
+    assert "(the data was not looked at: gone.jsonl: no such file" in t.changed[0]
 
 
 def test_rows_are_counted(rows):
     t = Translation("Tool", {})
     t.settings["data.train"] = [{"source": "rows.jsonl"}, {"source": "near#10"}]
     seen = measure(t, 1024)
-    assert seen is not None and seen.rows == (30, 10) and seen.mean == 30
-    assert (measure(t, 20) or seen).mean == 20  # longer rows are cut
+    assert seen == Measured((30, 10), 30.0)
+    assert measure(t, 20) == Measured((30, 10), 20.0)  # longer rows are cut
 
 
 @pytest.mark.parametrize("source", ["o/n", "ms:o/n:en", "far", "o/n#5"])
@@ -53,4 +54,4 @@ def test_nothing_is_fetched(rows, source, monkeypatch):
     monkeypatch.setattr("tunesmith.data.hub.fetch", lambda *_, **__: pytest.fail("fetched"))
     t = Translation("Tool", {})
     t.settings["data.train"] = source
-    assert measure(t, 1024) is None
+    assert measure(t, 1024) == f"{source} lies on a hub"

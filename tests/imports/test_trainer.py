@@ -1,5 +1,6 @@
 import pytest
 
+from tunesmith.data.sample import BadRow
 from tunesmith.imports import trainer
 from tunesmith.imports.batch import Measured
 from tunesmith.imports.translation import Translation
@@ -71,10 +72,18 @@ def test_what_changes_is_said():
 
 @pytest.mark.parametrize(
     ("size", "seen", "value"),
-    [(0.1, None, 0.1), (50, Measured((100, 400), 1.0), 0.1), (50, Measured((100, None), 1.0), 0.05), (50, None, 0.05), (0, None, None)],
+    [(0.1, "", 0.1), (50, Measured((100, 400), 1.0), 0.1), (50, Measured((100, None), 1.0), 0.05), (50, "", 0.05), (0, "", None)],
 )
 def test_rows_held_out(size, seen, value):
     t = Translation("Tool", {"val": size})
     trainer.held_out(t, "val", seen)
     assert t.settings.get("data.evaluate") == value
     assert bool(t.changed) is (size == 50)
+
+
+def test_rows_that_cannot_be_used_are_left_out_where_there_are_some():
+    t = Translation("Tool", {})
+    trainer.bad_rows(t, Measured((10,), 1.0))
+    assert not t.settings
+    trainer.bad_rows(t, Measured((10,), 1.0, (BadRow("a.json", 3, "empty"), BadRow("a.json", 9, "empty"))))
+    assert t.settings == {"data.on_bad_row": "skip"} and "2 rows cannot be used, such as a.json:3: empty. Tool leaves" in t.changed[0]

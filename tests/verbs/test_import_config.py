@@ -36,7 +36,6 @@ per_device_train_batch_size: 2
 gradient_accumulation_steps: 2
 learning_rate: 1.0e-4
 max_steps: 3
-lr_scheduler_type: cosine
 warmup_ratio: 0.1
 neftune_noise_alpha: 5
 bf16: false
@@ -77,7 +76,7 @@ def test_each_setting_says_which_key_it_came_from(here: Path, capsys: Any) -> No
     assert "rank: 4  # lora_rank (line 10)" in lines
     assert "train: spell#20  # dataset (line 14), max_samples (line 17)" in lines
     assert "targets: [q_proj, v_proj]  # lora_target (line 11)" in lines
-    assert "on_bad_row: skip  # LLaMA-Factory's default" in lines
+    assert "schedule: linear  # LLaMA-Factory's default" in lines
     (here / "run.yaml").write_text(shown)
     config.load(here / "run.yaml")
     assert "# not carried over:\n#   neftune_noise_alpha: 5: no setting here\n" in shown

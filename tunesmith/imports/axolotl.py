@@ -120,6 +120,7 @@ def translate(t: Translation) -> None:
         t.put("data.pack", True, "sample_packing", said="packed documents never see one another here, and packed equals unpacked")
     seen = tokens_per_step(t, "micro_batch_size", 1, "sequence_len", 512, packed)
     _evaluation(t, seen)
+    trainer.bad_rows(t, seen)
     t.finish(CARRIED, NEEDLESS, LEFT, READ)
 
 
@@ -158,7 +159,7 @@ def _method(t: Translation) -> None:
         t.refuse("adapter", f"{adapter} is no method of this version; lora, qlora and none (full) are")
 
 
-def _evaluation(t: Translation, seen: Measured | None) -> None:
+def _evaluation(t: Translation, seen: Measured | str) -> None:
     if tests := sets.listed(t.take("test_datasets")):
         more = f"one evaluation set here; {len(tests) - 1} left out" if len(tests) > 1 else ""
         t.put("data.evaluate", sets.source(t, "test_datasets.0", tests[0]), "test_datasets", said=more)

@@ -12,7 +12,7 @@ from tunesmith.data import info as books
 from tunesmith.data import splits
 from tunesmith.data.lengths import estimated
 from tunesmith.data.resolve import resolve
-from tunesmith.data.sample import FileReport, RowError
+from tunesmith.data.sample import BadRow, FileReport, RowError
 from tunesmith.data.sources import Reading, read_samples, understand
 from tunesmith.errors import UserError
 from tunesmith.imports.translation import Translation
@@ -28,24 +28,27 @@ class Measured:
 
     rows: tuple[int | None, ...]
     mean: float
+    bad: tuple[BadRow, ...] = ()  # rows that cannot be used
 
 
-def measure(t: Translation, max_length: int) -> Measured | None:
-    """A look at the training data that the translation names, or None where it cannot be read from here."""
+def measure(t: Translation, max_length: int) -> Measured | str:
+    """A look at the training data that the translation names, or why it was not looked at."""
     train = t.settings.get("data.train")
     sources = [each["source"] for each in train] if isinstance(train, list) else [train] if train else []
     info = t.settings.get("data.info", "auto")
+    reports: list[FileReport] = []
     try:
-        if not sources or not all(_is_here(source, info) for source in sources):
-            return None
+        if far := [source for source in sources if not _is_here(source, info)]:
+            return f"{far[0]} lies on a hub"
         reading = understand(t.settings.get("data.format", "auto"), t.settings.get("data.columns"), t.settings.get("data.prompt"))
-        counted = [_look(source, reading, info, max_length) for source in sources]
-    except (UserError, OSError):
-        return None
+        counted = [_look(source, reading, info, max_length, reports) for source in sources]
+    except (UserError, OSError) as error:
+        return str(error).splitlines()[0]
     lengths = [length for _, found in counted for length in found]
     if not lengths:
-        return None
-    return Measured(tuple(rows for rows, _ in counted), sum(lengths) / len(lengths))
+        return "no usable row was found" if sources else "no data is named"
+    bad = [row for report in reports for row in report.bad]
+    return Measured(tuple(rows for rows, _ in counted), sum(lengths) / len(lengths), tuple(bad))
 
 
 def _is_here(source: str, info: str) -> bool:
@@ -57,10 +60,12 @@ def _is_here(source: str, info: str) -> bool:
     return name.startswith("builtin:") or splits.parse(name) is None or Path(name).expanduser().exists()
 
 
-def _look(source: str, reading: Reading, info: str, max_length: int) -> tuple[int | None, list[int]]:
+def _look(source: str, reading: Reading, info: str, max_length: int, reports: list[FileReport]) -> tuple[int | None, list[int]]:
     """How many rows a source has, if not too many to count, and the lengths of the first ones in tokens, cut at `max_length`."""
     found = resolve(source, info)
-    samples = itertools.chain.from_iterable(read_samples(file, reading, FileReport(file.name)) for file in found.files)
+    begun = [FileReport(file.name) for file in found.files]
+    reports += begun
+    samples = itertools.chain.from_iterable(read_samples(file, reading, report) for file, report in zip(found.files, begun, strict=True))
     first = list(itertools.islice(samples, MEASURED))
     more = sum(1 for _ in itertools.islice(samples, COUNTED - len(first)))
     rows = None if len(first) + more == COUNTED else len(first) + more
@@ -70,7 +75,7 @@ def _look(source: str, reading: Reading, info: str, max_length: int) -> tuple[in
     return rows, [min(length, max_length) for length in lengths]
 
 
-def tokens_per_step(t: Translation, rows_key: str, usual_rows: int, length_key: str, usual: int, packed: bool) -> Measured | None:
+def tokens_per_step(t: Translation, rows_key: str, usual_rows: int, length_key: str, usual: int, packed: bool) -> Measured | str:
     """Set `data.max_length` and `train.tokens_per_step`; what was seen of the data, for others that need it."""
     length = int(t.number(length_key) or usual)
     t.put("data.max_length", length, *([length_key] if t.given.get(length_key) else []))
@@ -82,12 +87,12 @@ def tokens_per_step(t: Translation, rows_key: str, usual_rows: int, length_key: 
     devices = "; for one device: multiply by as many as you had"
     if packed:
         tokens, why = rows * steps * length, f"{product} x {length} tokens of a packed row{devices}"
-    elif seen is not None:
+    elif isinstance(seen, Measured):
         tokens = max(SMALLEST, round(rows * steps * seen.mean))
         why = f"{product} x about {seen.mean:.0f} tokens of a row (the data's own rows, estimated; a step holds tokens, not rows){devices}"
     else:
         tokens = rows * steps * length
         cure = "which rows seldom reach: lower it to their usual length, or leave it at auto"
-        why = f"{product} x {length} tokens, the longest row, {cure}{devices}"
+        why = f"{product} x {length} tokens, the longest row, {cure} (the data was not looked at: {seen}){devices}"
     t.put("train.tokens_per_step", tokens, *keys, said=why)
     return seen

@@ -97,6 +97,7 @@ def translate(t: Translation) -> None:
     seen = tokens_per_step(t, "per_device_train_batch_size", 8, "cutoff_len", 2048, _packs(t))
     _evaluation(t, seen)
     _weights(t, seen)
+    trainer.bad_rows(t, seen)
     t.finish(CARRIED, NEEDLESS, LEFT, READ)
 
 
@@ -200,8 +201,6 @@ def _data(t: Translation) -> None:
         t.put("data.train", wanted[0] + cut, *keys, said=said)
     else:
         t.put("data.train", [{"source": name + cut, "weight": 1.0} for name in wanted], *keys, said=said)
-    why = "rows that cannot be used are left out there with a line in the log; here they are counted in data.json (error stops at them)"
-    t.put("data.on_bad_row", "skip", said=why)
     if t.take("enable_thinking", True) is False:
         t.put("data.thinking", "empty", "enable_thinking", said="an empty thinking block stands before answers")
     for key in ("packing", "neat_packing"):
@@ -215,7 +214,7 @@ def _packs(t: Translation) -> bool:
     return bool(t.take("neat_packing") or packing or (packing is None and t.word("stage") == "pt"))
 
 
-def _evaluation(t: Translation, seen: Measured | None) -> None:
+def _evaluation(t: Translation, seen: Measured | str) -> None:
     sets = names(t.take("eval_dataset"))
     if len(sets) == 1:
         t.put("data.evaluate", sets[0], "eval_dataset")
@@ -224,7 +223,7 @@ def _evaluation(t: Translation, seen: Measured | None) -> None:
     trainer.held_out(t, "val_size", seen)
 
 
-def _weights(t: Translation, seen: Measured | None) -> None:
+def _weights(t: Translation, seen: Measured | str) -> None:
     """Interleaving becomes weights: how often each data set's rows are used until the first, or the last, is used up."""
     strategy, given = t.word("mix_strategy") or "concat", t.take("interleave_probs")
     train: Any = t.settings.get("data.train")
@@ -239,7 +238,7 @@ def _weights(t: Translation, seen: Measured | None) -> None:
         return
     shares = [share for each in names(given) if isinstance(share := plain(each), float | int) and share > 0]
     shares = shares or [1 / len(train)] * len(train)
-    if seen is None or None in seen.rows or not all(seen.rows) or len(shares) != len(train):
+    if isinstance(seen, str) or None in seen.rows or not all(seen.rows) or len(shares) != len(train):
         t.put("data.train", train, *keys, said="weights are how often a data set's rows are used in an epoch: set data.train's weights")
         return
     counts = [int(count or 0) for count in seen.rows]

@@ -66,6 +66,7 @@ def translate(t: Translation) -> None:
     seen = tokens_per_step(t, "per_device_train_batch_size", 1, "max_length", 2048, bool(t.take("packing")))
     if "val_dataset" not in t.given:
         trainer.held_out(t, "split_dataset_ratio", seen)
+    trainer.bad_rows(t, seen)
     t.finish(CARRIED, NEEDLESS, LEFT, READ)
 
 

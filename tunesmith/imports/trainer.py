@@ -3,6 +3,7 @@
 Readers that Axolotl shares take the name of the key.
 """
 
+from tunesmith.data.sources import place
 from tunesmith.imports.batch import Measured
 from tunesmith.imports.translation import Translation
 
@@ -175,18 +176,26 @@ def evaluations(t: Translation) -> None:
         t.skip(key, "the evaluation loss is measured wherever data.evaluate is given")
 
 
-def held_out(t: Translation, key: str, seen: Measured | None) -> None:
+def held_out(t: Translation, key: str, seen: Measured | str) -> None:
     """Rows kept for evaluation: a share stays one; a number needs the number of all rows."""
     size = t.number(key)
     if not size:
         return
-    rows = sum(count for count in seen.rows if count) if seen is not None and None not in seen.rows else 0
+    rows = sum(count for count in seen.rows if count) if isinstance(seen, Measured) and None not in seen.rows else 0
     if size < 1:
         t.put("data.evaluate", float(size), key)
     elif rows > size:
         t.put("data.evaluate", round(size / rows, 6), key, said=f"a share of the rows here: {size:g} of {rows}")
     else:
         t.put("data.evaluate", 0.05, key, said=f"a share of the rows here, not their number: write {size:g} over their number")
+
+
+def bad_rows(t: Translation, seen: Measured | str) -> None:
+    """The other programs leave out rows that they cannot use, with a line in their log or without one; here a run stops at them."""
+    if isinstance(seen, Measured) and seen.bad:
+        first = seen.bad[0]
+        said = f"{len(seen.bad)} rows cannot be used, such as {place(first)}. {t.tool} leaves such rows out; error would stop at them"
+        t.put("data.on_bad_row", "skip", said=said)
 
 
 def trackers(t: Translation) -> None:
