@@ -4,11 +4,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tunesmith.data import info
 from tunesmith.data.resolve import resolve
 from tunesmith.data.sample import FileReport, RowError, Sample
 from tunesmith.data.sources import Reading, read_samples
+from tunesmith.errors import UserError
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "llamafactory.json").read_text(encoding="utf-8"))
 DEMO = Path(__file__).resolve().parents[3] / "shared" / "data" / "llamafactory_demo"
@@ -246,3 +249,42 @@ def test_pictures_make_every_row_unusable_by_name(tmp_path):
         (2, "'images' names images"),
         (17, "'images' names images"),
     ]
+
+
+# --- whatever stands in a row or an entry ---
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-3, 3) | st.sampled_from(["", " ", "x", "human", "gpt", "true", "[]", '[{"from": 1}]', "{"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["from", "value", "role", "content", "tool_calls"]), inner),
+    max_leaves=6,
+)
+NAMES = ["instruction", "input", "output", "history", "conversations", "messages", "system", "tools", "chosen", "rejected", "label"]
+ENTRIES: list[dict[str, Any]] = [
+    {},
+    {"ranking": True},
+    {"columns": {"prompt": "instruction", "history": "history", "response": "output", "kto_tag": "label", "tools": "tools"}},
+    {"columns": {"prompt": "instruction"}},
+    {"formatting": "sharegpt"},
+    {"formatting": "sharegpt", "ranking": True},
+    {"formatting": "openai", "ranking": True},
+    {"formatting": "openai", "columns": {"messages": "messages", "kto_tag": "label", "images": "input"}},
+]
+
+
+@given(st.sampled_from(ENTRIES), st.dictionaries(st.sampled_from(NAMES), JSON))
+@settings(derandomize=True, deadline=None, max_examples=400)
+def test_a_row_is_adapted_or_refused_with_a_reason(raw: dict[str, Any], row: dict[str, Any]) -> None:
+    adapter = info.entry(info.Book(Path("dataset_info.json"), {"mine": {"file_name": "x.json"} | raw}), "mine").adapt
+    try:
+        assert adapter(row)
+    except RowError as error:
+        assert str(error)
+
+
+@given(st.dictionaries(st.sampled_from([*info.KEYS, "more"]), JSON | st.just({"prompt": "q"}) | st.just({"user_tag": "u"})))
+@settings(derandomize=True, deadline=None, max_examples=300)
+def test_an_entry_is_understood_or_refused_with_a_reason(raw: dict[str, Any]) -> None:
+    try:
+        assert info.entry(info.Book(Path("dataset_info.json"), {"mine": raw}), "mine").place
+    except UserError as error:
+        assert all(error.problems)

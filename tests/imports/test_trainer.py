@@ -86,4 +86,6 @@ def test_rows_that_cannot_be_used_are_left_out_where_there_are_some():
     trainer.bad_rows(t, Measured((10,), 1.0))
     assert not t.settings
     trainer.bad_rows(t, Measured((10,), 1.0, (BadRow("a.json", 3, "empty"), BadRow("a.json", 9, "empty"))))
-    assert t.settings == {"data.on_bad_row": "skip"} and "2 rows cannot be used, such as a.json:3: empty. Tool leaves" in t.changed[0]
+    assert (
+        t.settings == {"data.on_bad_row": "skip"} and "2 rows cannot be used, such as a.json:3: empty. Tool goes on without" in t.changed[0]
+    )

@@ -194,7 +194,8 @@ def bad_rows(t: Translation, seen: Measured | str) -> None:
     """The other programs leave out rows that they cannot use, with a line in their log or without one; here a run stops at them."""
     if isinstance(seen, Measured) and seen.bad:
         first = seen.bad[0]
-        said = f"{len(seen.bad)} rows cannot be used, such as {place(first)}. {t.tool} leaves such rows out; error would stop at them"
+        count = f"{len(seen.bad)} rows cannot be used, such as {place(first)}"
+        said = f"{count}. {t.tool} goes on without such rows; error would stop at them"
         t.put("data.on_bad_row", "skip", said=said)
 
 
