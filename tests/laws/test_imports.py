@@ -43,3 +43,12 @@ def test_every_key_is_accounted_for_whatever_its_value(tool, value):
             continue
         report = "\n".join([*said(t), *t.refused])
         assert key in report, f"{tool}: {key}: {value!r} is dropped silently"
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+def test_the_names_in_error_messages_are_the_same(tool):
+    """`config.ELSEWHERE` says what a key of theirs is called here where somebody writes it into a run file."""
+    carried = TOOLS[tool].CARRIED
+    assert {key: config.ELSEWHERE[key] for key in carried if key in config.ELSEWHERE} == {
+        key: setting for key, setting in carried.items() if key in config.ELSEWHERE
+    }
