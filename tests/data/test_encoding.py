@@ -1,6 +1,6 @@
 import pytest
 
-from tunesmith.data.encoding import ENCODINGS, WIDER, cure, guess, named, unmangle
+from tunesmith.data.encoding import ENCODINGS, WIDER, Guess, cure, guess, named, unmangle
 
 TEXTS = {
     "GB18030": "最后五分钟订的，卖家特别好接单了，谢谢。这家店的菜很好吃，我们都喜欢，下次还会来的。",
@@ -20,9 +20,15 @@ CODECS = {
 }
 
 
+def likeliest(raw: bytes) -> Guess:
+    found = guess(raw)
+    assert found is not None
+    return found
+
+
 @pytest.mark.parametrize("name", TEXTS)
 def test_guess_names_the_encoding_that_the_text_was_written_in(name):
-    found = guess(TEXTS[name].encode(CODECS[name]))
+    found = likeliest(TEXTS[name].encode(CODECS[name]))
     assert (found.name, found.certain) == (name, True)
 
 
@@ -55,17 +61,17 @@ def test_several_languages_of_one_encoding_and_its_neighbours():
         "euc_jp": "これはペンです。この店の料理はとてもおいしい。",
     }.items():
         raw = text.encode(codec)
-        assert raw.decode(guess(raw).codec) == text
+        assert raw.decode(likeliest(raw).codec) == text
 
 
 @pytest.mark.parametrize("text", ["café", "Zürich"])
 def test_one_foreign_word_is_enough_where_nothing_else_fits(text):
-    found = guess(f'{{"prompt": "where is {text} today", "completion": "there"}}\n'.encode("cp1252"))
+    found = likeliest(f'{{"prompt": "where is {text} today", "completion": "there"}}\n'.encode("cp1252"))
     assert (found.name, found.certain) == ("Windows-1252", True)
 
 
 def test_encodings_that_are_only_named_are_never_certain():
-    found = guess("Это очень хороший ресторан, мы обязательно придём сюда ещё раз.".encode("koi8_r") * 9)
+    found = likeliest("Это очень хороший ресторан, мы обязательно придём сюда ещё раз.".encode("koi8_r") * 9)
     assert (found.name, found.certain) == ("KOI8-R", False)
 
 

@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from tunesmith.data.read import read_rows
-from tunesmith.data.row import Unreadable
+from tunesmith.data.row import Row, Unreadable
 from tunesmith.data.sample import FileReport
 
 pypdf = pytest.importorskip("pypdf")
@@ -41,8 +41,9 @@ def read(tmp_path, content, name="a.pdf"):
     path.write_bytes(content)
     report = FileReport(name)
     rows = list(read_rows(path, name, report))
-    assert len(rows) == 1 and rows[0].line == 1
-    return rows[0].values["text"], report
+    (row,) = rows
+    assert isinstance(row, Row) and row.line == 1
+    return row.values["text"], report
 
 
 def test_pages_are_joined_in_order_and_words_cut_at_line_ends_too(tmp_path):

@@ -1,18 +1,20 @@
+import gzip
 import json
 
 import pytest
 
-from tunesmith.data.read import Row, read_rows
+from tunesmith.data.json_values import Decoder
+from tunesmith.data.read import Row, read_rows, row_of_line
 from tunesmith.data.recognise import Unreadable
 from tunesmith.data.sample import BadRow, FileReport
 
 
-def read(tmp_path, name, content):
+def read(tmp_path, name, content, **how):
     """Rows as {line: values}, bad rows as {line: reason}, and the report."""
     path = tmp_path / name
     path.write_bytes(content.encode() if isinstance(content, str) else content)
     report = FileReport(name)
-    rows = list(read_rows(path, f"data/{name}", report))
+    rows = list(read_rows(path, f"data/{name}", report, **how))
     assert all(row.origin == f"data/{name}" for row in rows)
     good = {row.line: row.values for row in rows if isinstance(row, Row)}
     return good, {row.line: row.reason for row in rows if isinstance(row, BadRow)}, report
@@ -133,3 +135,35 @@ def test_csv_without_a_header_keeps_its_first_row(tmp_path, content):
 
 def test_a_text_file_is_one_row(tmp_path):
     assert read(tmp_path, "a.txt", "one\r\n\r\ntwo\n")[0] == {1: {"text": "one\n\ntwo\n"}}
+
+
+def test_what_a_row_of_a_text_is(tmp_path):
+    text = "# A\none\n\n# B\ntwo\n"
+    assert list(read(tmp_path, "a.md", text, documents="heading")[0].values()) == [{"text": "# A\none\n\n"}, {"text": "# B\ntwo\n"}]
+    assert read(tmp_path, "a.txt", text, documents="heading")[0] == {1: {"text": text}}
+    assert list(read(tmp_path, "a.txt", text, documents="line")[0]) == [1, 2, 4, 5]
+    assert read(tmp_path, "a.jsonl", '{"text": "a\\nb"}', documents="line")[0] == {1: {"text": "a\nb"}}
+
+
+def test_the_encoding_is_said_by_the_name_that_can_be_said_back(tmp_path):
+    content = '{"a": "这家店的菜很好吃，我们都喜欢"}\n{"a": 1,}\n'.encode("gbk")
+    good, bad, report = read(tmp_path, "a.jsonl", content)
+    assert (good, list(bad), report.encoding) == ({1: {"a": "这家店的菜很好吃，我们都喜欢"}}, [2], "GB18030")
+    assert report.warnings == ["read as GB18030, recognised by its characters (not UTF-8): if the text looks wrong, say data.encoding=NAME"]
+    again = read(tmp_path, "a.jsonl", content, encoding="GB18030")
+    assert (again[0], again[2].encoding, again[2].warnings) == (good, "GB18030", [])
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_rows_inside_an_object_in_a_wide_encoding(tmp_path, packed):
+    content = '{"version": 1,\n"data": [{"a": "é"},\n{"a": "中"}]}'.encode("utf-16")
+    good, _, _ = read(tmp_path, "a.json", gzip.compress(content) if packed else content)
+    assert good == {2: {"a": "é"}, 3: {"a": "中"}}
+
+
+def test_row_of_line():
+    decoder = Decoder()
+    assert row_of_line("a.jsonl", 7, '\ufeff{"a": 1}\r\n', decoder) == Row("a.jsonl", 7, {"a": 1})
+    assert row_of_line("a.jsonl", 8, " \n", decoder) is None
+    broken = row_of_line("a.jsonl", 9, '{"a": }\n', decoder)
+    assert isinstance(broken, BadRow) and (broken.origin, broken.line) == ("a.jsonl", 9)

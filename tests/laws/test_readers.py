@@ -8,6 +8,7 @@ import itertools
 import json
 import random
 from pathlib import Path
+from typing import Literal
 
 import pandas
 import pyarrow
@@ -67,7 +68,7 @@ def read(path: Path, **how: str) -> list[Row]:
     return [row for row in rows if isinstance(row, Row)]
 
 
-def as_csv(rows: list[tuple[str, str]], delimiter: str = ",", ending: str = "\n", quoting: int = csv.QUOTE_MINIMAL) -> str:
+def as_csv(rows: list[tuple[str, str]], delimiter: str = ",", ending: str = "\n", quoting: Literal[0, 1] = csv.QUOTE_MINIMAL) -> str:
     out = io.StringIO()
     writer = csv.writer(out, delimiter=delimiter, lineterminator=ending, quoting=quoting)
     writer.writerows([("prompt", "completion"), *rows])
