@@ -294,6 +294,6 @@ def _second(seen: _Survey, guess: encoding.Guess) -> str | None:
     """Another encoding in which a part of the file is written: nearly all bytes can be decoded as GB18030, right or not."""
     for part in [*_parts(seen.first), seen.last]:
         found = encoding.guess(part) if len(part) >= LEAST else None
-        if found and found.codec != guess.codec and found.odds >= 1.5 * encoding.CERTAIN:
+        if found and found.codec != guess.codec and found.odds >= encoding.CERTAIN:
             return found.name
     return None
