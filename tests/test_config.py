@@ -132,7 +132,7 @@ MISTAKES: list[tuple[str, list[str]]] = [
         "RUN.yaml:4: data.train.1.source is missing",
     ]),
     ("data: {train: 5}\n", ["RUN.yaml:1: data.train: takes text | [{source, weight}, ...], not 5; put it in quotes"]),
-    ("data:\n  info: dataset_info.json\n", ["RUN.yaml:2: data.info: this version cannot do that yet; leave it at auto"]),
+    ("train:\n  compile: true\n", ["RUN.yaml:2: train.compile: this version cannot do that yet; leave it at false"]),
     ("train:\n  seed: 1\n  epochs: 2\n  seed: 3\n", ["RUN.yaml:4: train.seed stands twice, first in line 2"]),
     ("train:\n\tseed: 1\n", [
         "RUN.yaml:2: not valid YAML: found character '\\t' that cannot start any token; indent with blanks, not with tabs"

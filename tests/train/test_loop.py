@@ -427,7 +427,7 @@ def test_an_adapter_is_gone_on_from(done: Path, tiny_llama: Path, data: Path, tm
     for d in documents:
         begin, end = setting.documents.begin_D[d], setting.documents.end_D[d]
         ids = torch.from_numpy(setting.documents.ids_N[begin:end].astype("int64"))
-        labels = torch.where(torch.from_numpy(setting.documents.learned_N[begin:end]), ids, -100)
+        labels = torch.where(torch.from_numpy(setting.documents.learned_N[begin:end].copy()), ids, -100)
         count = int((labels[1:] != -100).sum())
         with torch.no_grad():
             total += tuned.model(input_ids=ids[None], labels=labels[None]).loss.item() * count

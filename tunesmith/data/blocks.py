@@ -115,7 +115,7 @@ def _of_file(number: int, file: File, reading: Reading, report: FileReport) -> I
     else:
         found = recognise(file.path, file.name, reading.encoding)
         if is_linewise(found):
-            report.encoding = found.encoding
+            report.encoding = found.called
             report.warnings += found.warnings
             yield from _of_lines(number, file, found, reading, report)
             return

@@ -106,7 +106,7 @@ def _index(number: int, file: File, reading: Reading, report: FileReport, writer
     if file.path is not None:
         found = recognise(file.path, file.name, reading.encoding)
         if is_linewise(found):
-            report.encoding = found.encoding
+            report.encoding = found.called
             report.warnings += found.warnings
             decided = decide(first_rows(file.path, file.name, found), reading, report)
             for begin_K, end_K, line_K in line_places(file.path):

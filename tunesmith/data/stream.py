@@ -1,7 +1,7 @@
 """Optimizer steps out of data that is still being tokenised: a large file takes its first step after seconds.
 
-All rows are put into one order by the seed and cut into chunks; processes tokenise chunk after chunk ahead of the run,
-when the machine has nothing better to do. A step takes the next documents of that order until it has its tokens. So a
+All rows are put into one order by the seed and cut into chunks; processes tokenise chunk after chunk ahead of the run:
+beside it where a GPU computes, in bursts between two steps where the processor itself does. A step takes the next documents of that order until it has its tokens. So a
 step is a function of data, settings and seed, not of who was faster, and a resumed run finds the chunks in the cache.
 
 From the second epoch on the chunks come in another order, and the documents inside each too.
@@ -33,6 +33,7 @@ LAYOUT = 1  # of the chunks' files: raise it when they change
 FIRST = 256  # rows of the first chunk, which is waited for
 CHUNK = 1 << 20  # bytes of the others, about
 AHEAD = 32  # chunks that are asked for before they are needed
+BURST = 8  # chunks for each process that are made at once where they cannot work beside the run
 
 Place = tuple[int, int]  # (how many chunks came before, documents of this one that came before)
 
@@ -58,6 +59,7 @@ class Chunks:
     work: Tokenise
     on_bad_row: OnBadRow
     workers: int
+    beside: bool  # whether processes may work while the run computes; two that want the same cores take ten times as long
     bounds: list[int] = field(init=False)  # of the chunks in the order
     lengths: list[npt.NDArray[np.int64]] = field(default_factory=list)  # tokens of the documents of each chunk that is ready
     _asked: dict[int, Future[Any]] = field(default_factory=dict)
@@ -76,20 +78,28 @@ class Chunks:
         return pieces.load(self._path(number))
 
     def wait_for(self, number: int) -> None:
-        """Have the chunks up to this one ready; others are asked for. Raises UserError for rows that must not be passed over."""
+        """Have the chunks up to this one ready. Raises UserError for rows that must not be passed over.
+
+        Where the processes must not work beside the run, some more are made while it waits anyway.
+        """
         while len(self.lengths) <= number:
-            self._ask(len(self.lengths))
+            first = len(self.lengths)
+            burst = BURST * self.workers if first and not self.beside else 1
+            for ahead in range(first, min(max(number + 1, first + burst), len(self))):
+                self._ask(ahead)
+            for future in list(self._asked.values()) if not self.beside else ():
+                future.result()
             self._take_in()
 
     def look_ahead(self) -> None:
-        """Take in what has become ready and ask for more."""
+        """Take in what has become ready, and have more made while the run goes on."""
         while len(self.lengths) < len(self) and (self._is_there(len(self.lengths)) or self._is_done(len(self.lengths))):
             self._take_in()
-        if self.workers and len(self.lengths) < len(self):
+        if len(self.lengths) == len(self):
+            self.close()
+        elif self.beside and self.workers:
             for number in range(len(self.lengths), min(len(self.lengths) + AHEAD, len(self))):
                 self._ask(number)
-        elif self._pool is not None:
-            self.close()
 
     def close(self) -> None:
         if self._pool is not None:
@@ -138,7 +148,8 @@ class Chunks:
             return
         if self._pool is None:
             self._pool = Workers(Keep(self.work), self.workers)
-            self._pool.calm()  # they have the machine to themselves whenever the run waits for them
+            if self.beside:
+                self._pool.calm()  # they have the machine to themselves whenever the run waits for them
         self._asked[number] = self._pool.submit(item)
 
     def _take_in(self) -> None:
@@ -258,6 +269,7 @@ def open_chunks(
     seed: int,
     on_bad_row: OnBadRow,
     workers: int,
+    beside: bool,
 ) -> tuple[Chunks, str]:
     """Index the sources and put their rows in order; nothing is tokenised yet. The second value names data, settings and order.
 
@@ -281,7 +293,7 @@ def open_chunks(
     key = hashlib.sha256(json.dumps([name, seed, weights]).encode()).hexdigest()
     own = folder / key[:16]
     own.mkdir(exist_ok=True)
-    return Chunks(index, order_E, own, work, on_bad_row, workers), key
+    return Chunks(index, order_E, own, work, on_bad_row, workers, beside), key
 
 
 def documents_of(piece: Piece, names: Sequence[str]) -> Documents:

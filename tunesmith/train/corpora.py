@@ -61,6 +61,7 @@ def open_stream(run: Run, renderer: Renderer) -> Corpus:
         seed=run.train.seed,
         on_bad_row=run.data.on_bad_row,
         workers=workers(run, sources.bytes),
+        beside=not run.model.device.startswith("cpu"),
     )
     if not len(chunks):
         raise UserError(f"{', '.join(sources.names)}: no usable rows")

@@ -4,6 +4,7 @@ decided, once, with its reason. Dry runs end here; the loop begins here."""
 import datetime
 import math
 import os
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ from tunesmith.train.corpora import Corpus
 
 Tell = Callable[[str], None]
 NF4_BYTES = 0.7  # bytes a parameter while loading, with embeddings that stay as they are
+REASONS = 3  # shown for rows that are not learned from
 REFERENCE_WIDTH = 2048  # hidden size at which the methods' learning rates are meant (about 1B parameters)
 
 
@@ -93,7 +95,7 @@ def decide(run: Run, origins: dict[str, str], tell: Tell = lambda sentence: None
     auto.set("evaluate.every", "auto", max(1, math.ceil(steps / 10)), "a tenth of the run")
     auto.set("train.recompute", "auto", "none", "everything is kept")
     auto.set("out", "", _out(auto.run, located), "model, method and data")
-    notes = [*tuning.notes]
+    notes = [*tuning.notes, *_losses(report)]
     if run.evaluate.forgetting:
         notes.append(
             "evaluate.forgetting: this version does not measure yet what the model forgot; compare with `tunesmith evaluate --against`"
@@ -226,6 +228,18 @@ def _plan(auto: _Auto, corpus: Corpus) -> tuple[int, Plan | Stream]:
         return train.steps, Stream(corpus.chunks, *shape, key=corpus.key)
     plan = Plan(corpus.documents, *shape)
     return train.steps or plan.steps_for(train.epochs), plan
+
+
+def _losses(report: dict[str, Any]) -> list[str]:
+    """What of the data is not learned, in sentences: a count in data.json alone is not seen."""
+    said = []
+    if report["dropped"]:
+        reasons = Counter(row["reason"] for row in report["dropped"]).most_common()
+        shown = "; ".join(f"{count:,}: {reason}" for reason, count in reasons[:REASONS]) + ("; ..." if len(reasons) > REASONS else "")
+        said.append(f"{len(report['dropped']):,} of {report['rows']:,} rows are not learned from ({shown}); data.json names them")
+    if report["cut"]:
+        said.append(f"{report['cut']:,} rows are longer than data.max_length {report['max_length']} and are cut; data.json names them")
+    return said
 
 
 def _rate(run: Run, config: Any) -> float:
