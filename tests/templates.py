@@ -120,13 +120,25 @@ TEMPLATES = {
     "phi-3": """
 {%- for message in messages %}{{ '<|' + message.role + '|>\n' + message.content + '<|end|>\n' }}{% endfor %}
 {%- if add_generation_prompt %}{{ '<|assistant|>\n' }}{% else %}{{ '<|endoftext|>' }}{% endif %}""",
-    # no stop token at all
+    # two tokens end an answer; servers stop at the second
+    "cohere2": """
+{{- bos_token }}
+{%- for message in messages %}
+{%- set role = {'user': 'USER', 'assistant': 'CHATBOT', 'system': 'SYSTEM'}[message.role] %}
+{{- '<|START_OF_TURN_TOKEN|><|' + role + '_TOKEN|>' }}
+{%- if role == 'CHATBOT' %}{{ '<|START_RESPONSE|>' + message.content + '<|END_RESPONSE|>' }}{% else %}{{ message.content }}{% endif %}
+{{- '<|END_OF_TURN_TOKEN|>' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|><|START_RESPONSE|>' }}{% endif %}""",
+    # no stop token at all: the next message's role token is what the model writes
     "glm": """
 {%- for message in messages %}
 {%- if message.role == 'user' %}{{ '<|user|>\n' + message.content }}
+{%- elif message.role == 'tool' %}{{ '<|observation|>\n' + message.content }}
+{%- elif message.tool_calls %}{{ '<|assistant|>' + message.tool_calls[0].function.name + '\n' + message.tool_calls[0].function.arguments }}
 {%- else %}{{ '<|assistant|>\n' + message.content.strip() }}{% endif %}
 {%- endfor %}
-{%- if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}""",
+{%- if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}""",
     # thinking in a channel of its own, behind a special token that does not stop
     "gpt-oss": """
 {%- for message in messages %}
@@ -155,7 +167,15 @@ TOKENS: dict[str, tuple[str | None, str, list[str]]] = {
     "gemma-3": ("<bos>", "<eos>", ["<start_of_turn>", "<end_of_turn>", *(f"<unused{n}>" for n in range(100))]),
     "mistral": ("<s>", "</s>", []),
     "phi-3": ("<s>", "<|endoftext|>", ["<|system|>", "<|user|>", "<|assistant|>", "<|end|>"]),
-    "glm": (None, "<|endoftext|>", ["<|user|>", "<|assistant|>"]),
+    "glm": (None, "<|endoftext|>", ["<|user|>", "<|assistant|>", "<|observation|>", "<|system|>", "[gMASK]", "<sop>"]),
+    "cohere2": (
+        "<BOS_TOKEN>",
+        "<|END_OF_TURN_TOKEN|>",
+        [
+            *("<|START_OF_TURN_TOKEN|>", "<|USER_TOKEN|>", "<|CHATBOT_TOKEN|>", "<|SYSTEM_TOKEN|>"),
+            *("<|START_RESPONSE|>", "<|END_RESPONSE|>"),
+        ],
+    ),
     "cohere": (
         "<BOS_TOKEN>",
         "<|END_OF_TURN_TOKEN|>",
@@ -163,6 +183,15 @@ TOKENS: dict[str, tuple[str | None, str, list[str]]] = {
     ),
     "lfm2": ("<|startoftext|>", "<|im_end|>", ["<|im_start|>"]),
     "gpt-oss": (None, "<|return|>", ["<|start|>", "<|channel|>", "<|message|>", "<|end|>", "<|call|>"]),
+    "gemma-4": (
+        "<bos>",
+        "<eos>",
+        [
+            *("<|turn>", "<turn|>", "<|channel>", "<channel|>", "<|tool>", "<tool|>"),
+            *("<|tool_call>", "<tool_call|>", "<|tool_response>", "<tool_response|>", '<|"|>'),
+        ],
+    ),
+    "muse": ("<|bot|>", "<|eot|>", ["<|eom|>", "<|message|>", "<|start|>"]),
 }
 WORDS = ["<think>", "</think>", "<tool_call>", "</tool_call>"]  # added, yet not special, as Qwen3 has them
 ADDS_BOS = {"deepseek-r1", "llama-3.2", "gemma-3", "mistral"}  # `tokenizer("x")` begins with BOS

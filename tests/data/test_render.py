@@ -10,6 +10,7 @@ import pytest
 
 from tests.templates import ADDS_BOS, TEMPLATES, make_tokenizer
 from tunesmith.data import notes
+from tunesmith.data.proof import prove
 from tunesmith.data.render import Document, Renderer
 from tunesmith.data.sample import RowError, Sample
 from tunesmith.data.show import bracketed
@@ -70,10 +71,15 @@ TWO_TURNS = {
     "mistral": ["<s>[INST] Hi [/INST]⟦ Yes.</s>⟧[INST] Why? [/INST]⟦ So.</s>⟧"],
     # the role tokens swallow the line end behind them; <|endoftext|> behind the last message is not what stops
     "phi-3": ["<|user|>Hi<|end|><|assistant|>⟦Yes.<|end|>⟧<|user|>Why?<|end|><|assistant|>⟦So.<|end|>⟧"],
+    "cohere2": [
+        "<BOS_TOKEN><|START_OF_TURN_TOKEN|><|USER_TOKEN|>Hi<|END_OF_TURN_TOKEN|><|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|><|START_RESPONSE|>"
+        "⟦Yes.<|END_RESPONSE|><|END_OF_TURN_TOKEN|>⟧<|START_OF_TURN_TOKEN|><|USER_TOKEN|>Why?<|END_OF_TURN_TOKEN|>"
+        "<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|><|START_RESPONSE|>⟦So.<|END_RESPONSE|><|END_OF_TURN_TOKEN|>⟧"
+    ],
     # a server's next prompt holds no stop token, so the second turn is a document of its own
     "glm": [
-        "<|user|>\nHi<|assistant|>\n⟦Yes.<|endoftext|>⟧",
-        "<|user|>\nHi<|assistant|>\nYes.<|user|>\nWhy?<|assistant|>\n⟦So.<|endoftext|>⟧",
+        "<|user|>\nHi<|assistant|>⟦\nYes.<|endoftext|>⟧",
+        "<|user|>\nHi<|assistant|>\nYes.<|user|>\nWhy?<|assistant|>⟦\nSo.<|endoftext|>⟧",
     ],
     "gpt-oss": [
         "<|start|>user<|message|>Hi<|end|><|start|>assistant⟦<|channel|>final<|message|>Yes.<|return|>⟧",
@@ -148,6 +154,17 @@ def test_a_closed_thinking_block_leaves_thinking_out():
     [text] = shown(renderer, user("Hi"), assistant("Yes.", "hm"))
     assert text.endswith("<｜Assistant｜></think>⟦Yes.<｜end▁of▁sentence｜>⟧")
     assert renderer.notes[notes.THINK_CLOSED] == 1
+
+
+def test_thinking_is_left_out_too_where_the_template_would_write_it_but_servers_close_it():
+    """Qwen3.5's small ones: written in an answer that holds thinking, closed and empty in every prompt."""
+    off = TEMPLATES["qwen3"].replace("enable_thinking is defined and enable_thinking is false", "true")
+    renderer = Renderer(make_tokenizer("qwen3", off))
+    for answer in (assistant("Yes.", "hm"), assistant("<think>\nhm\n</think>\n\nYes.")):
+        [text] = shown(renderer, user("Hi"), answer)
+        assert text.endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n⟦Yes.<|im_end|>⟧")
+    assert renderer.notes == {notes.THINK_CLOSED: 2}
+    assert shown(renderer, user("Hi"), assistant("Yes."))[0] == text and renderer.notes[notes.THINK_CLOSED] == 2
 
 
 # --- against transformers ---
@@ -339,6 +356,20 @@ def test_stop_tokens_are_found_by_asking_and_by_id():
     assert renderer_of("gemma-3").stop_tokens.keys() == {"<eos>", "<end_of_turn>"}
     eom = tokenizer_of("llama-3.2").convert_tokens_to_ids("<|eom_id|>")
     assert renderer_of("llama-3.2", stop_ids=[eom]).stop_tokens == {"<|eom_id|>": eom, "<|eot_id|>": tokenizer_of("llama-3.2").eos_token_id}
+
+
+def test_the_next_role_s_token_is_learned_where_it_is_what_stops_a_server():
+    """GLM's way; a conversation stays one document then."""
+    tokenizer = tokenizer_of("glm")
+    roles = tokenizer.convert_tokens_to_ids(["<|user|>", "<|observation|>"])
+    renderer = Renderer(tokenizer, stop_ids=roles)
+    assert shown(renderer, *TALK) == ["<|user|>\nHi<|assistant|>⟦\nYes.<|user|>⟧\nWhy?<|assistant|>⟦\nSo.<|user|>⟧"]
+    tool = {"role": "tool", "content": "sunny"}
+    talk = (user("weather?"), assistant("", tool_calls=[CALL]), tool, assistant("Sunny."))
+    [called] = shown(renderer, *talk)
+    assert called.endswith('⟦weather\n{"city": "Genève"}<|observation|>⟧\nsunny<|assistant|>⟦\nSunny.<|user|>⟧')
+    assert renderer.notes == {}
+    assert prove(renderer.documents(sample(*talk)), renderer).spans == 2
 
 
 def test_a_tokenizer_without_end_is_refused():

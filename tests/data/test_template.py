@@ -13,6 +13,8 @@ from tunesmith.errors import UserError
 
 NONE: dict[str, Any] = {
     "after": "",
+    "asks": "",
+    "tells": "",
     "held": "",
     "thinking": "plain",
     "block": None,
@@ -33,7 +35,8 @@ FOUND: dict[str, dict[str, Any]] = {
     "gemma-3": {"stop": "<end_of_turn>"},
     "mistral": {"stop": "</s>", "lead": " "},
     "phi-3": {"stop": "<|end|>"},
-    "glm": {"stop": ""},
+    "glm": {"stop": "", "lead": "\n"},
+    "cohere2": {"stop": "<|END_OF_TURN_TOKEN|>"},
     "gpt-oss": {
         "stop": "<|return|>",
         "thinking": "written",
@@ -43,9 +46,9 @@ FOUND: dict[str, dict[str, Any]] = {
 }
 
 
-def asked(template: str, family: str = "smollm2") -> Habits:
+def asked(template: str, family: str = "smollm2", stops: tuple[str, ...] = ()) -> Habits:
     tokenizer = make_tokenizer(family, template)
-    return probe(compile_template(template, tokenizer, "2026-11-24"), Encoder(tokenizer))
+    return probe(compile_template(template, tokenizer, "2026-11-24"), Encoder(tokenizer), {tokenizer.eos_token, *stops})
 
 
 @pytest.mark.parametrize("family", TEMPLATES)
@@ -58,6 +61,54 @@ def test_text_behind_an_answer_is_known_where_nothing_stops():
         "{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
     )
     assert (habits.stop, habits.after) == ("", "\n")
+
+
+CHAT = "{% for m in messages %}{{ '<|user|>' if m.role == 'user' else '<|assistant|>' }}{{ m.content }}ENDS{% endfor %}"
+
+
+def ends(of_all: str, of_last: str = "", between: str | None = None) -> str:
+    """A template in GLM's tokens that closes all messages with one text, and the last one with another behind it."""
+    own = "{% if loop.last %}{{ '" + of_last + "' }}{% else %}{{ '" + (between or "") + "' }}{% endif %}"
+    return CHAT.replace("ENDS", "{{ '" + of_all + "' }}" + own)
+
+
+@pytest.mark.parametrize(
+    ("template", "stops", "stop"),
+    [
+        # both close every answer; the second stops a server
+        (ends("<sop>[gMASK]"), ("[gMASK]",), "[gMASK]"),
+        # a server stops at the first already
+        (ends("<sop>[gMASK]"), ("<sop>", "[gMASK]"), "<sop>"),
+        # nobody says which: both
+        (ends("<sop>[gMASK]"), (), "[gMASK]"),
+        # the tokenizer's own end behind the last message only, not between them
+        (ends("<sop>\\n", "<|endoftext|>"), (), "<sop>"),
+        (ends("<sop>", "<|endoftext|>"), ("<sop>",), "<sop>"),
+        # another token between messages than behind the last
+        (ends("", "<|endoftext|>", "<sop>"), (), "<|endoftext|>"),
+        (ends("", "<sop>", "[gMASK]"), (), "<sop>"),
+        (ends("", "<sop>[gMASK]", "<|system|>"), ("[gMASK]",), "[gMASK]"),
+        # the header of an answer follows whether it is asked for or not
+        (ends("<sop>\\n", "<|user|>"), (), "<sop>"),
+        # text between an answer and its end
+        (ends(" <sop>"), (), "<sop>"),
+        # a template for one question only
+        ("{{ raise_exception('one') if messages | length > 2 }}" + ends("<sop>[gMASK]"), ("[gMASK]",), "[gMASK]"),
+        # none
+        (ends("\\n"), (), ""),
+    ],
+)
+def test_the_token_that_ends_an_answer(template, stops, stop):
+    habits = asked(template, "glm", stops)
+    assert (habits.stop, habits.asks, habits.tells) == (stop, "", "")
+
+
+def test_the_next_message_s_first_token_ends_an_answer_where_servers_stop_there():
+    habits = asked(TEMPLATES["glm"], "glm", ("<|user|>", "<|observation|>"))
+    assert habits == Habits(**(NONE | {"stop": "", "lead": "\n", "asks": "<|user|>", "tells": "<|observation|>"}))
+    assert asked(TEMPLATES["glm"], "glm", ("<|user|>",)).tells == ""
+    # a text stands between: whether the model would write it is not known
+    assert asked(ends("", "", "Next:"), "glm", ("<|user|>",)).asks == ""
 
 
 @pytest.mark.parametrize(

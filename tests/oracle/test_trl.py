@@ -3,7 +3,8 @@
 TRL marks the answers inside a template of its own for each family; `apply_chat_template` then gives a mask beside the ids. Three
 differences are ours on purpose, and stated for each template:
 
-- in front: TRL's mask may hold what the generation prompt holds (a line end, a header). A server feeds that; we do not learn it.
+- in front: TRL's mask may hold what the generation prompt holds (a line end, a header, closed thinking). A server feeds that;
+  we do not learn it.
 - behind: TRL's mask may hold what stands behind the stop token (a line end, phi's <|endoftext|>). Nobody ever asks for that.
 - apart: where the family's own template writes history unlike answers (thinking left out, another stop token), TRL trains on a
   template that is not the family's; we give each turn a document of its own, as a server would feed it, and learn the same answers.
@@ -49,6 +50,7 @@ class Case(NamedTuple):
     behind: str = ""
     last: str = ""  # behind the last answer only
     apart: bool = False
+    stops: tuple[str, ...] = ()  # the generation config's, where they are more than the tokenizer's
 
 
 CASES = [
@@ -58,13 +60,22 @@ CASES = [
     Case("qwen3", "qwen3", (ONE, TALK, BRIEFED, TOOL, THOUGHT), behind="\n", apart=True),
     Case("qwen3_instruct_2507", "qwen3", (ONE, TALK, BRIEFED, TOOL), behind="\n"),
     Case("qwen3_vl", "qwen3", (ONE, TALK, BRIEFED), behind="\n"),
-    Case("qwen3_5_nothink", "qwen3", (THOUGHT,), behind="\n", apart=True),
+    # the generation prompt closes thinking, so that none can be learned
+    Case("qwen3_5_nothink", "qwen3", (ONE, TALK, TOOL), front="<think>\n\n</think>\n\n", behind="\n", apart=True),
+    Case("qwen3_5_nothink", "qwen3", (THOUGHT,), front="<think>\nhm\n</think>\n\n", behind="\n", apart=True),
+    Case("qwen3_5_think", "qwen3", (THOUGHT,), front="<think>\n", behind="\n"),
+    Case("qwen3_6", "qwen3", (THOUGHT,), front="<think>\n", behind="\n"),
     Case("qwen3_8", "qwen3", (THOUGHT,), front="<think>\n", behind="\n"),
     Case("gemma", "gemma-3", (ONE, TALK), behind="\n"),
     Case("gemma3", "gemma-3", (ONE, TALK, BRIEFED), behind="\n"),
     Case("phi3", "phi-3", (ONE, TALK, BRIEFED), last="<|endoftext|>"),
     Case("phi3_5", "phi-3", (ONE, TALK, BRIEFED), last="<|endoftext|>"),
     Case("cohere", "cohere", (ONE, TALK, BRIEFED)),
+    Case("cohere2", "cohere2", (ONE, TALK, BRIEFED)),
+    Case("glm4moe", "glm", (ONE, TALK, BRIEFED, TOOL, THOUGHT), stops=("<|user|>", "<|observation|>")),
+    Case("gptoss", "gpt-oss", (ONE, TOOL, THOUGHT), front="<|start|>assistant", stops=("<|call|>",)),
+    Case("muse_glimmer", "muse", (ONE, TALK, BRIEFED, TOOL, THOUGHT), front="<|start|>assistant"),
+    Case("diffusion_gemma", "gemma-4", (ONE, THOUGHT), behind="\n", stops=("<turn|>", "<|tool_response>")),
     Case("lfm2", "lfm2", (ONE, TALK, BRIEFED), behind="\n"),
     Case("lfm2_v2", "lfm2", (ONE, TALK), behind="\n"),
     Case("nemotron_3_nano", "qwen3", (THOUGHT,), front="<think>\n", behind="\n"),
@@ -113,6 +124,20 @@ def test_the_masks_of_the_templates_that_trl_ships(case, talk):
     compare(make_tokenizer(case.family, own), training, talk, case)
 
 
+@pytest.mark.parametrize("version", ["gemma4_v3", "gemma4_v5"])
+def test_a_turn_that_goes_on_behind_a_tool_s_result(version):
+    """Gemma 4's: the token that opens the result stops a server; the answer then goes on in the same turn."""
+    tokenizer = make_tokenizer("gemma-4", (SHIPPED / f"{version}.jinja").read_text(encoding="utf-8"))
+    renderer = Renderer(tokenizer, stop_ids=tokenizer.convert_tokens_to_ids(["<turn|>", "<|tool_response>"]))
+    [document] = renderer.documents(Sample("a:1", TOOL, TOOLS))
+    assert [tokenizer.decode(document.ids[start:end]) for start, end in document.spans] == [
+        '<|tool_call>call:weather{city:<|"|>Paris<|"|>}<tool_call|><|tool_response>',
+        "18 degrees.<turn|>",
+    ]
+    whole = tokenizer.apply_chat_template(list(TOOL), tools=list(TOOLS))["input_ids"]
+    assert whole[: len(document.ids)] == document.ids
+
+
 @pytest.mark.parametrize("family", ["smollm2", "mistral", "llama-3.2"])
 def test_the_masks_of_families_that_it_does_not_ship(family):
     case = Case(family, family, ())
@@ -122,7 +147,7 @@ def test_the_masks_of_families_that_it_does_not_ship(family):
 
 def compare(tokenizer: Any, template: str, talk: Any, case: Case) -> None:
     tools = TOOLS if talk is TOOL else ()
-    documents = Renderer(tokenizer).documents(Sample("a:1", talk, tools))
+    documents = Renderer(tokenizer, stop_ids=tokenizer.convert_tokens_to_ids(list(case.stops))).documents(Sample("a:1", talk, tools))
     ours = [document.ids[start:end] for document in documents for start, end in document.spans]
     ids, runs = theirs(tokenizer, template, talk, tools)
     assert len(ours) == len(runs) == sum(message["role"] == "assistant" for message in talk)
@@ -134,8 +159,9 @@ def compare(tokenizer: Any, template: str, talk: Any, case: Case) -> None:
         last = case.last if number == len(runs) - 1 else ""
         assert (tokenizer.decode(ids[start:begin]), tokenizer.decode(ids[begin + len(learned) : end])) == (case.front, case.behind + last)
     if not case.apart:
-        whole = tokenizer.apply_chat_template(list(talk), tools=list(tools) or None, tokenize=True, return_dict=True)
-        assert ids == whole["input_ids"], "TRL's template writes what the family's own does not"
+        whole = tokenizer.apply_chat_template(list(talk), tools=list(tools) or None, tokenize=True, return_dict=True)["input_ids"]
+        assert ids[: len(whole)] == whole, "TRL's template writes what the family's own does not"
+        assert tokenizer.decode(ids[len(whole) :]) in ("", *case.stops)  # GLM's own opens no turn behind the last answer
         assert [document.ids for document in documents] == [ids[: places[-1][1]]]
         assert list(documents[0].spans) == places
 

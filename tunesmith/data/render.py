@@ -20,7 +20,7 @@ from tunesmith.data.template import CLOSE, OPEN, Habits, Render, compile_templat
 from tunesmith.data.tokens import Encoder, Marked
 from tunesmith.errors import UserError
 
-RULES = 1  # part of the fingerprint: raise it when the same sample comes to give other tokens
+RULES = 2  # part of the fingerprint: raise it when the same sample comes to give other tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +149,7 @@ class Renderer:
         text = self.tokenizer.get_chat_template(tools=list(tools) or None)
         if text not in self._loaded:
             render = compile_template(text, self.tokenizer, self.date)
-            habits = probe(render, self.encoder)
+            habits = probe(render, self.encoder, {token for token, index in self.encoder.ids.items() if index in self._stop_ids})
             self._loaded[text] = (render, habits)
             if habits.stop:
                 self.stop_tokens[habits.stop] = self.encoder.ids[habits.stop]
@@ -215,21 +215,26 @@ class Renderer:
         render, habits = loaded
         body, held = behind(prompt, render(messages, tools, False), messages[-1], habits)
         body, note = with_thinking(body, held, thought, habits, self.thinking)
-        answer = self._until_stop(body, habits)
+        answer = self._until_stop(body, habits.tells if messages[-1].get("tool_calls") else habits.asks, habits.after)
         beside = check_answer(messages[-1], answer)
         self.notes.update([*([note] if note else []), *([notes.BESIDE_CALLS] if beside else [])])
         return answer
 
-    def _until_stop(self, body: str, habits: Habits) -> str:
-        """The answer up to and including its stop token; what the template writes behind that belongs to later prompts."""
+    def _until_stop(self, body: str, opening: str, after: str) -> str:
+        """The answer up to and including its stop token; what the template writes behind that belongs to later prompts.
+
+        `opening` is the stop token where it is the next message's first one, `after` what is written where there is none.
+        """
         last = 0
         for start, end in self.encoder.find(body):
             if body[start:end] in self.stop_tokens:
                 return body[:end]
             last = end
+        if opening:
+            return body + opening
         self.notes[notes.NO_STOP] += 1
         rest = body[last:]  # behind a special token that stops nothing (a tool call's end) blanks only
-        return (body.removesuffix(habits.after) if rest.strip() else body[:last]) + self.tokenizer.eos_token
+        return (body.removesuffix(after) if rest.strip() else body[:last]) + self.tokenizer.eos_token
 
     # --- from texts to tokens ---
 

@@ -6,7 +6,7 @@ rendered, and the text around them shows the stop token, what the generation pro
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
@@ -20,6 +20,7 @@ from tunesmith.errors import UserError
 Render = Callable[[Sequence[Message], Sequence[dict[str, Any]], bool], str]
 
 QUESTION, ANSWER, REASON = "tunesmithquestion", "tunesmithanswer", "tunesmithreason"
+CALL = {"type": "function", "id": "tunesmith", "function": {"name": "tunesmithcall", "arguments": {}}}  # Mistral wants 9 letters
 OPEN, CLOSE = "<think>\n", "\n</think>\n\n"  # as DeepSeek-R1 and Qwen3 write thinking
 
 
@@ -27,8 +28,10 @@ OPEN, CLOSE = "<think>\n", "\n</think>\n\n"  # as DeepSeek-R1 and Qwen3 write th
 class Habits:
     """What a template does with the last assistant message."""
 
-    stop: str  # the special token that it writes after an answer; "" where it writes none
+    stop: str  # the special token that ends an answer; others may stand before it. "" where it writes none
     after: str  # what it writes after an answer where it writes no stop token
+    asks: str  # where it writes no stop token: the token that opens the next question, if servers stop at it; else ""
+    tells: str  # the same token behind tool calls: it opens their results
     held: str  # what the generation prompt holds that the template does not write in front of an answer
     thinking: Literal["written", "plain", "removed"]  # reasoning_content is written; <think> text is content; it is cut out
     block: tuple[str, str] | None  # what it writes in front of thinking and between thinking and content
@@ -107,8 +110,11 @@ def _arguments_as_text(messages: Sequence[Message]) -> list[Message]:
     ]
 
 
-def probe(render: Render, encoder: Encoder) -> Habits:
-    """Find out what a template does. Raises UserError where it cannot write a question and an answer."""
+def probe(render: Render, encoder: Encoder, stops: Collection[str] = ()) -> Habits:
+    """Find out what a template does. `stops` are the tokens at which servers stop, as far as they are known.
+
+    Raises UserError where it cannot write a question and an answer.
+    """
     asked: list[Message] = [{"role": "user", "content": QUESTION}]
     try:
         prompt = render(asked, (), True)
@@ -123,7 +129,12 @@ def probe(render: Render, encoder: Encoder) -> Habits:
     held = prompt[len(common) :]
     start = plain.index(ANSWER, len(common))
     written, reasoned = plain[len(common) : start], _reasoned(render, asked)
-    stop, after = _ending(plain[start + len(ANSWER) :], encoder)
+    after = plain[start + len(ANSWER) :]
+    between = _tried(render, [*asked, {"role": "assistant", "content": ANSWER}, *asked]) or ""
+    between = between[between.rfind(ANSWER) + len(ANSWER) :] if ANSWER in between else after
+    stop = _stop(after, between, encoder, stops)
+    asks = _opening(after, between, encoder, stops) if not stop else ""
+    tells = _opening(*_around_call(render, asked), encoder, stops) if not stop else ""
 
     thinking, block = "plain", None
     if reasoned is not None and REASON in reasoned and reasoned.startswith(common) and ANSWER in reasoned:
@@ -135,23 +146,65 @@ def probe(render: Render, encoder: Encoder) -> Habits:
     tail = prompt.rstrip()
     opened = tail.endswith("<think>") or (block is not None and thinking == "written" and not block[0] and bool(block[1]))
     closed = tail.endswith("</think>")
+    if closed and thinking == "plain":  # written or not: what a server asks for is an answer without
+        block, thinking = (OPEN, CLOSE), "removed"
     empty = written if block and _solid(written) == _solid("".join(block)) and _solid(written) else ""
-    return Habits(stop, after, held, thinking, block, written, empty, opened, closed)  # type: ignore[arg-type]
+    after = "" if stop else after
+    return Habits(stop, after, asks, tells, held, thinking, block, written, empty, opened, closed)  # type: ignore[arg-type]
 
 
 def _reasoned(render: Render, asked: list[Message], inside: bool = False) -> str | None:
     answer = {"content": f"{OPEN}{REASON}{CLOSE}{ANSWER}"} if inside else {"content": ANSWER, "reasoning_content": REASON}
+    return _tried(render, [*asked, {"role": "assistant"} | answer])
+
+
+def _tried(render: Render, messages: Sequence[Message]) -> str | None:
     try:
-        return render([*asked, {"role": "assistant"} | answer], (), False)
+        return render(messages, (), False)
     except RowError:
         return None
 
 
-def _ending(after: str, encoder: Encoder) -> tuple[str, str]:
-    """The stop token that a template writes after an answer, or "" and the text that stands there instead."""
-    for start, end in encoder.find(after):
-        return after[start:end], ""
-    return "", after
+def _stop(last: str, between: str, encoder: Encoder, stops: Collection[str]) -> str:
+    """The special token that ends an answer; "" where none does.
+
+    `last` stands behind a conversation's last answer, `between` behind an answer that a question follows. The tokens that
+    both begin with close an answer wherever it stands: the model has to write them up to the one at which a server stops
+    (Cohere's <|END_RESPONSE|><|END_OF_TURN_TOKEN|>), and never one of `last` alone (Phi-3's <|endoftext|>) in their place.
+    """
+    own, others = _specials(last, encoder), _specials(between, encoder)
+    differ = next((n for n, (a, b) in enumerate(zip(own, others, strict=False)) if a != b), min(len(own), len(others)))
+    closing = own[:differ]
+    known = [token for _, token in closing or own if token in stops]
+    if known:
+        return known[0]
+    if not closing:
+        return own[0][1] if own else ""
+    # nobody says where servers stop: all that stand side by side, for a line end may lead to the next message
+    apart = next((n for n, (gap, _) in enumerate(closing) if n and gap), len(closing))
+    return closing[apart - 1][1]
+
+
+def _opening(last: str, between: str, encoder: Encoder, stops: Collection[str]) -> str:
+    """GLM's way: no token closes an answer, the next message's first one ends it. "" where that is no stop token."""
+    following = _specials(between.removeprefix(last), encoder)[:1] if between.startswith(last) else []
+    return following[0][1] if following and not following[0][0] and following[0][1] in stops else ""
+
+
+def _around_call(render: Render, asked: list[Message]) -> tuple[str, str]:
+    """A conversation up to a tool call, and with its result; both empty where the template writes no tools."""
+    called = [*asked, {"role": "assistant", "content": "", "tool_calls": [CALL]}]
+    result = {"role": "tool", "content": ANSWER, "tool_call_id": CALL["id"], "name": "tunesmithcall"}
+    return _tried(render, called) or "", _tried(render, [*called, result]) or ""
+
+
+def _specials(text: str, encoder: Encoder) -> list[tuple[str, str]]:
+    """The special tokens of a text, each with what stands between it and the one before."""
+    found, at = [], 0
+    for start, end in encoder.find(text):
+        found.append((text[at:start], text[start:end]))
+        at = end
+    return found
 
 
 def _solid(text: str) -> str:
