@@ -20,6 +20,8 @@ from typing import IO, Any
 from tunesmith.errors import UserError
 
 Work = Callable[[Any], Any]
+# Ctrl-C in a terminal goes to a whole group of processes; what becomes of the workers is for this process to say.
+_APART: dict[str, Any] = {"process_group": 0} if os.name == "posix" else {"creationflags": 0x200}  # CREATE_NEW_PROCESS_GROUP
 
 
 class Workers:
@@ -28,9 +30,15 @@ class Workers:
     def __init__(self, work: Work, count: int):
         self._work = work
         self._idle: SimpleQueue[subprocess.Popen[bytes]] = SimpleQueue()
-        self._processes = [_start() for _ in range(count)]
-        self._threads = ThreadPoolExecutor(max(1, count), thread_name_prefix="tokenise")
         held = pickle.dumps(work, protocol=pickle.HIGHEST_PROTOCOL) if count else b""
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self._threads = ThreadPoolExecutor(max(1, count), thread_name_prefix="tokenise")
+        try:
+            for _ in range(count):
+                self._processes.append(_start())
+        except OSError as error:
+            self.close()
+            raise UserError(f"no tokenising process can be started ({error.strerror}); data.workers=0 does without") from None
         for process in self._processes:
             self._threads.submit(self._hand_over, process, held)
 
@@ -84,10 +92,7 @@ class Workers:
             _send(process.stdin, pickle.dumps(item, protocol=pickle.HIGHEST_PROTOCOL))
             done, result = pickle.loads(_receive(process.stdout))
         except (OSError, EOFError):
-            ended = process.poll()
-            raise UserError(
-                f"a tokenising process ended (status {ended}), most likely for want of memory; data.workers=0 does without"
-            ) from None
+            raise UserError(f"a tokenising process ended ({_ending(process)}); data.workers=0 does without") from None
         finally:
             self._idle.put(process)
         if done:
@@ -99,8 +104,23 @@ def _start() -> "subprocess.Popen[bytes]":
     path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
     alone = {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": path}
     return subprocess.Popen(
-        [sys.executable, "-m", "tunesmith.data.workers"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=os.environ | alone
+        [sys.executable, "-P", "-m", "tunesmith.data.workers"],  # -P: a random.py in the user's folder is not the library's
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=os.environ | alone,
+        **_APART,
     )
+
+
+def _ending(process: "subprocess.Popen[bytes]") -> str:
+    """Why a process is no more, as far as it is known."""
+    try:
+        status = process.wait(timeout=5)
+    except subprocess.TimeoutExpired:
+        return "it closed its pipe"
+    if os.name == "posix" and status == -signal.SIGKILL:
+        return "killed, most likely for want of memory"
+    return f"status {status}; what it last said stands above"
 
 
 def _yield_to_others(pid: int) -> None:
@@ -140,9 +160,8 @@ def _close(pipe: IO[bytes]) -> None:
 
 def _serve() -> None:
     """The life of a worker: take the work, then do it on each thing that comes, until the pipe is closed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     inlet, outlet = sys.stdin.buffer, os.fdopen(os.dup(sys.stdout.fileno()), "wb")
-    sys.stdout = sys.stderr  # a stray print must not stand among the results
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # a stray print, of compiled code too, must not stand among the results
     try:
         work = pickle.loads(_receive(inlet))
         while True:
