@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tunesmith.data.builtin import BUILTIN
 from tunesmith.data.json_values import Decoder
-from tunesmith.data.pieces import Block, Lines, Part
+from tunesmith.data.pieces import CHANGED, Block, Lines, Part, Stamp, stamp_of
 from tunesmith.data.read import Row, read_rows, row_of_line
 from tunesmith.data.recognise import Found, Unreadable, recognise
 from tunesmith.data.resolve import File, Resolved, resolve
@@ -36,6 +36,7 @@ class Sources:
     files: list[File] = field(default_factory=list)
     source_F: list[int] = field(default_factory=list)
     wanted: list[int | None] = field(default_factory=list)  # rows of each source, None for all
+    stamps: list[Stamp] = field(default_factory=list)  # of the files when they were opened
 
     @property
     def bytes(self) -> int:
@@ -45,6 +46,12 @@ class Sources:
     @property
     def suffixes(self) -> set[str]:
         return {file.path.suffix.lower() for file in self.files if file.path is not None}
+
+    def unchanged(self) -> None:
+        """Raises UserError with every file that is no longer what was opened."""
+        changed = [file.name for file, stamp in zip(self.files, self.stamps, strict=True) if stamp_of(file.path) != stamp]
+        if changed:
+            raise UserError(*(f"{name}: {CHANGED}" for name in changed))
 
     def fingerprint(self) -> str:
         """SHA-256 over the files' names and contents and how they are understood."""
@@ -70,6 +77,7 @@ def open_sources(names: Sequence[str], reading: Reading, info: str = "auto") -> 
         problems.append("no training data: name a file, a folder, a glob or builtin:NAME (--data, or data.train)")
     if problems:
         raise UserError(*problems)
+    found.stamps = [stamp_of(file.path) for file in found.files]
     return found
 
 
@@ -105,6 +113,8 @@ def _parts(sources: Sources, reports: list[FileReport], broken: list[str]) -> It
             except Unreadable as error:
                 report.encoding = report.encoding or error.encoding
                 broken.append(str(error))
+            except (OSError, UnicodeError) as error:
+                broken.append(f"{file.name}: {CHANGED} ({error})")
 
 
 def _of_file(number: int, file: File, reading: Reading, report: FileReport) -> Iterator[tuple[Part, int]]:
@@ -141,15 +151,17 @@ def _of_lines(number: int, file: File, found: Found, reading: Reading, report: F
 
 
 def first_rows(path: Path, name: str, found: Found) -> list[Row]:
-    """The first usable rows of JSON Lines, by which the format is decided."""
-    decoder, rows = Decoder(), []
+    """The usable ones of the first rows of JSON Lines, by which the format is decided. Raises Unreadable where there is no row."""
+    decoder, rows = Decoder(), list[Row | BadRow]()
     with open(path, encoding=found.encoding, newline="\n") as file:
         for number, line in enumerate(file, start=1):
-            row = row_of_line(name, number, line, decoder)
-            rows += [row] if isinstance(row, Row) else []
+            if (row := row_of_line(name, number, line, decoder)) is not None:
+                rows.append(row)
             if len(rows) == DECIDED_FROM:
                 break
-    return rows
+    if not rows:
+        raise Unreadable(name, 0, "no rows")
+    return [row for row in rows if isinstance(row, Row)]
 
 
 def line_ranges(path: Path) -> Iterator[tuple[int, int, int]]:

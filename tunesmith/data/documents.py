@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from tunesmith import __version__
 from tunesmith.data import store
 from tunesmith.data.blocks import Sources, blocks
 from tunesmith.data.overlength import OnOverlength
@@ -234,7 +235,7 @@ def prepare(
     """Read, render, fit and prove all rows, by `workers` processes beside this one; the second time, take them from `cache`.
 
     Rows that cannot be used are told by the result, which is kept too. `progress` gets (bytes done, bytes), or rows where
-    samples are given. Raises ProofFailed where a mask is wrong.
+    samples are given. Raises ProofFailed where a mask is wrong, UserError where a file changes meanwhile.
     """
     sources = source if isinstance(source, Sources) else None
     key = _key(source, renderer, max_length, on_overlength) if cache is not None else ""
@@ -245,6 +246,8 @@ def prepare(
     writer = store.Writer(cache, key, TYPES)
     try:
         gathered = _gather(source, Tokenise(renderer, max_length, on_overlength), workers, writer, progress)
+        if sources is not None:
+            sources.unchanged()
         facts = gathered.facts() | {"settings": settings(renderer, max_length, on_overlength)}
         prepared = _prepared(writer.arrays(), facts, sources)
         writer.keep(facts)
@@ -350,7 +353,8 @@ def _prepared(arrays: dict[str, Any], facts: dict[str, Any], sources: Sources | 
 
 
 def _key(source: Sources | Sequence[Sample], renderer: Renderer, max_length: int, on_overlength: str) -> str:
-    digest = hashlib.sha256(json.dumps([LAYOUT, renderer.fingerprint, max_length, on_overlength]).encode())
+    told = [__version__, LAYOUT, renderer.fingerprint, max_length, on_overlength]  # another version may read rows in another way
+    digest = hashlib.sha256(json.dumps(told).encode())
     if isinstance(source, Sources):
         digest.update(source.fingerprint().encode())
     else:

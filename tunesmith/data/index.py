@@ -20,7 +20,7 @@ from tunesmith.data import store
 from tunesmith.data.blocks import Sources, builtin_rows, first_rows, is_linewise
 from tunesmith.data.columns import Columns
 from tunesmith.data.documents import reports_of
-from tunesmith.data.pieces import Block, Part, Picks
+from tunesmith.data.pieces import Block, Part, Picks, Stamp, stamp_of
 from tunesmith.data.read import Row, read_rows
 from tunesmith.data.recognise import Unreadable, recognise
 from tunesmith.data.resolve import File
@@ -28,7 +28,8 @@ from tunesmith.data.sample import BadRow, FileReport
 from tunesmith.data.sources import DECIDED_FROM, Decided, Reading, decide, reading_of
 
 CHUNK = 1 << 22  # bytes
-NEWLINE = ord("\n")
+SPOOLED = 1 << 10  # rows written at once
+NEWLINE, BLANK = ord("\n"), ord(" ")  # what is no greater than a blank begins a line that may be blank
 TYPES: dict[str, type] = {"file_R": np.uint32, "begin_R": np.int64, "end_R": np.int64, "line_R": np.int64}
 
 
@@ -39,6 +40,8 @@ class Indexed:
     path: Path
     codec: str
     decided: Decided
+    ours: bool  # written from a file of another kind
+    stamp: Stamp  # of `path`
 
 
 @dataclass(frozen=True)
@@ -56,21 +59,21 @@ class Index:
     def bytes(self) -> int:
         return int((self.end_R - self.begin_R).sum())
 
-    def block(self, rows: npt.NDArray[np.int64]) -> Block:
-        """Some rows in that order, as a block to be worked on."""
+    def block(self, rows: npt.NDArray[np.int64], again: npt.NDArray[np.bool_]) -> Block:
+        """Some rows in that order, as a block to be worked on; those that came before are marked."""
         file_K = self.file_R[rows]
         borders = [0, *(np.flatnonzero(np.diff(file_K)) + 1).tolist(), len(rows)]
         parts = []
         for first, last in itertools.pairwise(borders):
             if first < last:
-                parts.append(self._part(int(file_K[first]), rows[first:last]))
+                parts.append(self._part(int(file_K[first]), rows[first:last], again[first:last]))
         return Block(parts, int((self.end_R[rows] - self.begin_R[rows]).sum()))
 
-    def _part(self, number: int, rows: npt.NDArray[np.int64]) -> Part:
+    def _part(self, number: int, rows: npt.NDArray[np.int64], again: npt.NDArray[np.bool_]) -> Part:
         file = self.files[number]
         assert file is not None
         places = (self.begin_R[rows], self.end_R[rows], self.line_R[rows])
-        picks = Picks(file.path, self.sources.files[number].name, file.codec, *places)
+        picks = Picks(file.path, self.sources.files[number].name, file.codec, file.stamp, file.ours, *places, again)
         return Part(number, reading_of(self.sources.files[number], self.sources.reading), file.decided, picks)
 
 
@@ -78,7 +81,9 @@ def make(sources: Sources, folder: Path) -> Index:
     """The index of all files, kept in `folder` for the next time."""
     if (kept := store.load(folder, "index", TYPES)) is not None:
         arrays, told = kept
-        return Index(sources, [_indexed(each) for each in told["files"]], reports_of(told), told["broken"], **arrays)
+        found = [_indexed(number, each, sources, folder) for number, each in enumerate(told["files"])]
+        if all(file is None or file.stamp is not None for file in found):  # what we wrote is still there, and whole
+            return Index(sources, found, reports_of(told), told["broken"], **arrays)
     writer = store.Writer(folder, "index", TYPES)
     files: list[Indexed | None] = []
     reports = [FileReport(file.name) for file in sources.files]
@@ -91,6 +96,7 @@ def make(sources: Sources, folder: Path) -> Index:
                 report.encoding = report.encoding or error.encoding
                 broken.append(str(error))
                 files.append(None)
+        sources.unchanged()
         arrays = writer.arrays()
         writer.keep(
             {"files": [_told(file) for file in files], "reports": [dataclasses.asdict(report) for report in reports], "broken": broken}
@@ -111,25 +117,27 @@ def _index(number: int, file: File, reading: Reading, report: FileReport, writer
             decided = decide(first_rows(file.path, file.name, found), reading, report)
             for begin_K, end_K, line_K in line_places(file.path):
                 writer.add(file_R=np.full(len(begin_K), number), begin_R=begin_K, end_R=end_K, line_R=line_K)
-            return Indexed(file.path.absolute(), found.encoding, decided)
+            return Indexed(file.path, found.encoding, decided, False, stamp_of(file.path))
     return _spool(number, file, reading, report, writer, folder)
 
 
 def line_places(path: Path) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
-    """Begin and end (without the line end) of the lines that are not empty, and their numbers, some at a time."""
-    offset = begin = 0
-    line = 1
+    """Begin and end (without the line end) of the lines that are not blank, and their numbers, some at a time."""
+    offset, line = 0, 1
     with open(path, "rb") as file:
         while chunk := file.read(CHUNK):
-            end_K = np.flatnonzero(np.frombuffer(chunk, np.uint8) == NEWLINE).astype(np.int64) + offset
-            offset += len(chunk)
-            if len(end_K):
-                begin_K = np.concatenate([np.array([begin]), end_K[:-1] + 1])
-                full = end_K - begin_K > 1  # a carriage return may stand alone
-                yield begin_K[full], end_K[full], (line + np.arange(len(end_K)))[full]
-                begin, line = int(end_K[-1]) + 1, line + len(end_K)
-    if offset > begin + 1:
-        yield np.array([begin]), np.array([offset]), np.array([line])
+            if not chunk.endswith(b"\n"):
+                chunk += file.readline()
+            bytes_C = np.frombuffer(chunk, np.uint8)
+            end_K = np.flatnonzero(bytes_C == NEWLINE)
+            if not chunk.endswith(b"\n"):
+                end_K = np.append(end_K, len(chunk))
+            begin_K = np.concatenate([np.zeros(1, np.int64), end_K[:-1] + 1])
+            full_K = begin_K < end_K
+            for at in np.flatnonzero(full_K & (bytes_C[np.minimum(begin_K, len(chunk) - 1)] <= BLANK)).tolist():
+                full_K[at] = bool(chunk[begin_K[at] : end_K[at]].strip())
+            yield begin_K[full_K] + offset, end_K[full_K] + offset, (line + np.arange(len(end_K)))[full_K]
+            offset, line = offset + len(chunk), line + len(end_K)
 
 
 def _spool(number: int, file: File, reading: Reading, report: FileReport, writer: store.Writer, folder: Path) -> Indexed:
@@ -139,43 +147,62 @@ def _spool(number: int, file: File, reading: Reading, report: FileReport, writer
         if file.path is not None
         else builtin_rows(file)
     )
-    target = folder / f"rows-{number}.jsonl"
+    target = folder / _spooled(number)
     aside = target.with_name(f".{target.name}.{os.getpid()}")
-    head: list[Row] = []
-    begins, ends, lines, at = [], [], [], 0
-    with open(aside, "wb") as spool:
-        for row in rows:
-            if isinstance(row, BadRow):
-                report.rows += 1
-                report.bad.append(row)
-                continue
-            if len(head) < DECIDED_FROM:
-                head.append(row)
-            text = json.dumps(row.values, ensure_ascii=False, default=str).encode("utf-8", errors="replace")
-            spool.write(text + b"\n")
-            begins.append(at)
-            ends.append(at + len(text))
-            lines.append(row.line)
-            at += len(text) + 1
-            if len(begins) == CHUNK // 64:
-                writer.add(file_R=np.full(len(begins), number), begin_R=np.array(begins), end_R=np.array(ends), line_R=np.array(lines))
-                begins, ends, lines = [], [], []
-    writer.add(file_R=np.full(len(begins), number), begin_R=np.array(begins), end_R=np.array(ends), line_R=np.array(lines))
-    os.replace(aside, target)
+    head: list[Row | BadRow] = []
+    try:
+        with open(aside, "wb") as spool:
+            at = 0
+            while some := list(itertools.islice(rows, SPOOLED)):
+                head += some[: DECIDED_FROM - len(head)]
+                good = [row for row in some if isinstance(row, Row)]
+                bad = [row for row in some if isinstance(row, BadRow)]
+                report.rows += len(bad)
+                report.bad += bad
+                texts = [_as_json(row) for row in good]
+                spool.writelines(texts)
+                end_K = at + np.cumsum(np.array([len(text) for text in texts], np.int64))
+                begin_K = np.concatenate([np.array([at]), end_K])[:-1]
+                line_K = np.array([row.line for row in good], np.int64)
+                writer.add(file_R=np.full(len(good), number), begin_R=begin_K, end_R=end_K, line_R=line_K)
+                at = int(end_K[-1]) if len(end_K) else at
+        os.replace(aside, target)
+    finally:
+        aside.unlink(missing_ok=True)
+    if not head:
+        raise Unreadable(file.name, 0, "no rows")
+    decided = decide([row for row in head if isinstance(row, Row)], reading, report)
     report.encoding = report.encoding or "utf-8"
-    return Indexed(target, "utf-8", decide(head, reading, report))
+    return Indexed(target, "utf-8", decided, True, stamp_of(target))
+
+
+def _as_json(row: Row) -> bytes:
+    try:
+        return json.dumps(row.values, ensure_ascii=False).encode() + b"\n"
+    except UnicodeEncodeError:  # half of a character
+        return json.dumps(row.values).encode() + b"\n"
 
 
 def _told(file: Indexed | None) -> dict[str, Any] | None:
+    """Where a file of the user's stands is not kept: the same data may be found elsewhere the next time."""
     if file is None:
         return None
     decided = file.decided
     columns = {"columns": decided.columns.columns, "template": list(decided.columns.template)}
-    return {"path": str(file.path), "codec": file.codec, "format": decided.format, "absent": decided.absent} | columns
+    size = file.stamp[0] if file.stamp else None
+    return {"ours": file.ours, "size": size, "codec": file.codec, "format": decided.format, "absent": decided.absent} | columns
 
 
-def _indexed(told: dict[str, Any] | None) -> Indexed | None:
+def _indexed(number: int, told: dict[str, Any] | None, sources: Sources, folder: Path) -> Indexed | None:
     if told is None:
         return None
+    path = folder / _spooled(number) if told["ours"] else sources.files[number].path
+    assert path is not None
+    stamp = stamp_of(path)
     columns = Columns(told["columns"], tuple(told["template"]))
-    return Indexed(Path(told["path"]), told["codec"], Decided(told["format"], columns, told["absent"]))
+    decided = Decided(told["format"], columns, told["absent"])
+    return Indexed(path, told["codec"], decided, told["ours"], stamp if stamp and stamp[0] == told["size"] else None)
+
+
+def _spooled(number: int) -> str:
+    return f"rows-{number}.jsonl"

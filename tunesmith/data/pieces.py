@@ -7,6 +7,7 @@ import codecs
 import dataclasses
 import json
 import os
+import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -21,13 +22,18 @@ from tunesmith.data.overlength import OnOverlength, fit
 from tunesmith.data.proof import prove
 from tunesmith.data.read import Row, row_of_line
 from tunesmith.data.render import Document, Renderer
+from tunesmith.data.row import Unreadable
 from tunesmith.data.sample import BadRow, RowError, Sample
 from tunesmith.data.sources import Decided, Reading, Tally, to_sample
+from tunesmith.errors import UserError
 
 # What became of a row. Those that are refused stop the run, or are dropped where data.on_bad_row says so.
 FATES = ("kept", "cut", "split", "dropped", "unwritable", "too long")
 KEPT, CUT, SPLIT, DROPPED, UNWRITABLE, TOO_LONG = range(len(FATES))
 BATCH = 256  # rows tokenised together
+CHANGED = "changed or vanished while it was read; begin again once it is written"
+
+Stamp = tuple[int, int] | None  # a file's size and the time of its last change (ns)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +65,12 @@ class Picks:
     path: Path
     name: str
     codec: str
+    stamp: Stamp  # the file's, when the lines were found
+    ours: bool  # a file of our own, written from a file of another kind
     begin_K: npt.NDArray[np.int64]
     end_K: npt.NDArray[np.int64]
     line_K: npt.NDArray[np.int64]
+    again_K: npt.NDArray[np.bool_]  # a row that came before: of a weighted source, learned but not counted again
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +92,7 @@ class Piece:
     length_D: npt.NDArray[np.int64]
     learned_D: npt.NDArray[np.int64]  # how many tokens are learned
     unended_D: npt.NDArray[np.bool_]  # the last answer lost its end
+    again_R: npt.NDArray[np.bool_]  # the row came before
     ids_N: npt.NDArray[np.uint32]
     learned_N: npt.NDArray[np.bool_]
     reasons: dict[int, str]  # row: why it was not kept
@@ -106,27 +116,34 @@ class Tokenise:
     def __call__(self, block: Block) -> Piece:
         """Raises ProofFailed where a mask is wrong."""
         before, making = self.renderer.notes.copy(), _Making()
-        batch: list[tuple[int, Sample]] = []
-        for number, sample in _samples(block.parts, making):
-            batch.append((number, sample))
+        batch: list[tuple[int, Sample, bool]] = []
+        for each in _samples(block.parts, making):
+            batch.append(each)
             if len(batch) == BATCH:
                 self._add(batch, making)
                 batch = []
         self._add(batch, making)
         return making.piece(block.size, self.renderer.notes - before)
 
-    def _add(self, batch: list[tuple[int, Sample]], making: "_Making") -> None:
+    def _add(self, batch: list[tuple[int, Sample, bool]], making: "_Making") -> None:
         made: list[Document] = []
-        for (number, sample), found in zip(batch, self.renderer.documents_of([sample for _, sample in batch]), strict=True):
+        for (number, sample, again), found in zip(batch, self._rendered(batch), strict=True):
             documents, fate, reason = self._fitted(sample, found)
-            making.add(number, sample, documents, fate, reason)
-            made += documents
+            making.add(number, sample, documents, fate, reason, again)
+            made += [] if again else documents
         making.proved.update(dataclasses.asdict(prove(made, self.renderer)))
+
+    def _rendered(self, batch: list[tuple[int, Sample, bool]]) -> list[list[Document] | RowError]:
+        fresh = iter(self.renderer.documents_of([sample for _, sample, again in batch if not again]))
+        notes = self.renderer.notes.copy()  # nor must a row that comes again
+        repeated = iter(self.renderer.documents_of([sample for _, sample, again in batch if again]))
+        self.renderer.notes = notes
+        return [next(repeated if again else fresh) for _, _, again in batch]
 
     def _fitted(self, sample: Sample, found: list[Document] | RowError) -> tuple[list[Document], int, str]:
         if isinstance(found, RowError):
             return [], UNWRITABLE, str(found)
-        notes = self.renderer.notes.copy()  # rendering a row again to fit it must not count it again
+        notes = self.renderer.notes.copy()  # a row that is rendered again to fit it must not be counted again
         fitted = fit(sample, found, self.renderer, max_length=self.max_length, on_overlength=self.on_overlength)
         self.renderer.notes = notes
         fate = TOO_LONG if fitted.fate == "refused" else FATES.index(fitted.fate)
@@ -141,6 +158,7 @@ class _Making:
     reasons: dict[int, str] = field(default_factory=dict)
     row_D: list[int] = field(default_factory=list)
     unended: list[bool] = field(default_factory=list)
+    again: list[bool] = field(default_factory=list)
     flat: list[tuple[npt.NDArray[np.uint32], npt.NDArray[np.bool_]]] = field(default_factory=list)
     texts: int = 0
     proved: Counter[str] = field(default_factory=Counter)
@@ -148,11 +166,12 @@ class _Making:
     bad: dict[int, list[BadRow]] = field(default_factory=dict)
     tallies: dict[int, Tally] = field(default_factory=dict)
 
-    def add(self, number: int, sample: Sample, documents: Sequence[Document], fate: int, reason: str) -> None:
+    def add(self, number: int, sample: Sample, documents: Sequence[Document], fate: int, reason: str, again: bool) -> None:
         row = len(self.files)
         self.files.append(number)
         self.lines.append(int(sample.origin.rpartition(":")[2] or 0))
         self.fates.append(fate)
+        self.again.append(again)
         self.texts += sample.text is not None
         if fate >= DROPPED:
             self.reasons[row] = reason
@@ -174,6 +193,7 @@ class _Making:
             np.array([len(ids_L) for ids_L in ids], np.int64),
             np.array([learned_L.sum() for learned_L in learned], np.int64),
             np.array(self.unended, np.bool_),
+            np.array(self.again, np.bool_),
             np.concatenate([np.zeros(0, np.uint32), *ids]),
             np.concatenate([np.zeros(0, np.bool_), *learned]),
             self.reasons,
@@ -187,47 +207,65 @@ class _Making:
         )
 
 
-def _samples(parts: Sequence[Part], making: _Making) -> Iterator[tuple[int, Sample]]:
-    """The usable rows with the number of their file; all others are counted in `making`."""
+def _samples(parts: Sequence[Part], making: _Making) -> Iterator[tuple[int, Sample, bool]]:
+    """The usable rows with the number of their file, and whether they came before; all others are counted in `making`."""
     for part in parts:
         tally = making.tallies.setdefault(part.number, Tally())
-        for row in _rows(part.rows):
+        for row, again in _rows(part.rows):
             if isinstance(row, Sample):  # of a source from which a sample was taken: counted when it was
-                yield part.number, row
+                yield part.number, row, False
                 continue
-            making.rows[part.number] += 1
-            found = to_sample(row, part.reading, part.decided, tally)
-            if isinstance(found, BadRow):
+            found = to_sample(row, part.reading, part.decided, Tally() if again else tally)
+            making.rows[part.number] += not again
+            if not isinstance(found, BadRow):
+                yield part.number, found, again
+            elif not again:
                 making.bad.setdefault(part.number, []).append(found)
-            else:
-                yield part.number, found
 
 
-def _rows(rows: Any) -> Iterator[Row | BadRow | Sample]:
+def _rows(rows: Any) -> Iterator[tuple[Row | BadRow | Sample, bool]]:
+    """Rows, and whether each came before. Raises Unreadable where a file is no longer what it was."""
     if not isinstance(rows, Lines | Picks):
-        yield from rows
+        yield from ((row, False) for row in rows)
         return
     decoder = Decoder()
-    with open(rows.path, "rb") as file:
-        for line, text in _lines(file, rows) if isinstance(rows, Lines) else _picked(file, rows):
-            row = row_of_line(rows.name, line, text, decoder)
-            if row is not None:
-                yield row
+    try:
+        with open(rows.path, "rb") as file:
+            for line, text, again in _lines(file, rows) if isinstance(rows, Lines) else _picked(file, rows):
+                if isinstance(rows, Picks) and rows.ours:
+                    yield Row(rows.name, line, json.loads(text)), again
+                elif (row := row_of_line(rows.name, line, text, decoder)) is not None:
+                    yield row, again
+    except (OSError, UnicodeError):
+        raise Unreadable(rows.name, 0, CHANGED) from None
 
 
-def _lines(file: Any, lines: Lines) -> Iterator[tuple[int, str]]:
+def stamp_of(path: Path | None) -> Stamp:
+    """None for what is no file, or is there no more."""
+    try:
+        status = path.stat() if path is not None else None
+    except OSError:
+        return None
+    return (status.st_size, status.st_mtime_ns) if status is not None else None
+
+
+def _lines(file: Any, lines: Lines) -> Iterator[tuple[int, str, bool]]:
     file.seek(lines.begin)
     content = file.read(lines.end - lines.begin)
     if lines.begin == 0:
         content = content.removeprefix(codecs.BOM_UTF8)
-    yield from enumerate(content.decode(lines_codec(lines.codec)).split("\n"), start=lines.first)
+    for line, text in enumerate(content.decode(lines_codec(lines.codec)).split("\n"), start=lines.first):
+        yield line, text, False
 
 
-def _picked(file: Any, picks: Picks) -> Iterator[tuple[int, str]]:
-    for begin, end, line in zip(picks.begin_K.tolist(), picks.end_K.tolist(), picks.line_K.tolist(), strict=True):
+def _picked(file: Any, picks: Picks) -> Iterator[tuple[int, str, bool]]:
+    places = (picks.begin_K, picks.end_K, picks.line_K, picks.again_K)
+    if stamp_of(picks.path) != picks.stamp:  # the run may have begun days ago
+        raise Unreadable(picks.name, 0, CHANGED)
+    for begin, end, line, again in zip(*(place_K.tolist() for place_K in places), strict=True):
         file.seek(begin)
         content = file.read(end - begin)
-        yield line, (content.removeprefix(codecs.BOM_UTF8) if begin == 0 else content).decode(lines_codec(picks.codec))
+        yield line, (content.removeprefix(codecs.BOM_UTF8) if begin == 0 else content).decode(lines_codec(picks.codec)), again
 
 
 def lines_codec(codec: str) -> str:
@@ -237,12 +275,13 @@ def lines_codec(codec: str) -> str:
 
 # --- a piece in a file of its own, for runs that begin before all pieces are made ---
 
-ARRAYS = ("file_R", "line_R", "fate_R", "row_D", "length_D", "learned_D", "unended_D")
+ARRAYS = ("file_R", "line_R", "fate_R", "row_D", "length_D", "learned_D", "unended_D", "again_R")
 TOKENS = ("ids_N", "learned_N")
 
 
 def save(piece: Piece, path: Path) -> None:
-    """Whole or absent."""
+    """Whole or absent. Raises UserError where there is no room for it."""
+    from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
     told = {
@@ -255,21 +294,29 @@ def save(piece: Piece, path: Path) -> None:
         "bad": {number: [dataclasses.asdict(row) for row in rows] for number, rows in piece.bad.items()},
         "tallies": {number: dataclasses.asdict(tally) for number, tally in piece.tallies.items()},
     }
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
     arrays = {name: getattr(piece, name) for name in (*ARRAYS, *TOKENS)}
-    save_file(arrays, aside, {"told": json.dumps(told, ensure_ascii=False)})
-    os.replace(aside, path)
+    told |= {"sums": {name: zlib.crc32(array.data) for name, array in arrays.items()}}
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        save_file(arrays, aside, {"told": json.dumps(told)})
+        os.replace(aside, path)
+    except (OSError, SafetensorError) as error:
+        aside.unlink(missing_ok=True)
+        raise UserError(f"{path.parent}: cannot be written ({error}); make room, or set TUNESMITH_CACHE to a folder with room") from None
 
 
-def load(path: Path, tokens: bool = True) -> Piece:
-    """Without `tokens` the arrays of tokens are left empty. Raises OSError or SafetensorError where it is absent or damaged."""
-    from safetensors import safe_open
+def load(path: Path, tokens: bool = True) -> Piece | None:
+    """None where it is absent or damaged. Without `tokens` the arrays of tokens are left empty."""
+    from safetensors import SafetensorError, safe_open
 
-    with safe_open(path, "numpy") as file:
-        told = json.loads(file.metadata()["told"])
-        arrays = {name: file.get_tensor(name) for name in ARRAYS}
-        if tokens:
-            arrays |= {name: file.get_tensor(name) for name in TOKENS}
+    try:
+        with safe_open(path, "numpy") as file:
+            told = json.loads(file.metadata()["told"])
+            arrays = {name: file.get_tensor(name) for name in (*ARRAYS, *(TOKENS if tokens else ()))}
+        if any(zlib.crc32(array.data) != told["sums"][name] for name, array in arrays.items()):
+            return None
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError):
+        return None
     arrays = {"ids_N": np.zeros(0, np.uint32), "learned_N": np.zeros(0, np.bool_)} | arrays
     return Piece(
         **arrays,

@@ -21,3 +21,6 @@ class Unreadable(UserError):
     def __init__(self, name: str, line: int, reason: str, encoding: str = ""):
         self.name, self.line, self.reason, self.encoding = name, line, reason, encoding
         super().__init__(f"{name}:{line}: {reason}" if line else f"{name}: {reason}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Unreadable, (self.name, self.line, self.reason, self.encoding)  # it may come out of another process

@@ -10,8 +10,9 @@ import shutil
 import tempfile
 import time
 import zlib
+from io import FileIO
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -29,14 +30,17 @@ class Writer:
     def __init__(self, cache: Path | None, key: str, types: dict[str, type]):
         self._types, self._cache, self._key = types, cache, key
         self._parts: dict[str, list[Array]] = {name: [] for name in types}
+        self._counts = dict.fromkeys(types, 0)  # elements in each file
         self._folder: Path | None = None
+        self._files: dict[str, FileIO] = {}
         if cache is not None:
-            with contextlib.suppress(OSError):  # a cache that cannot be written is no reason to stop
+            try:
                 cache.mkdir(parents=True, exist_ok=True)
                 self._folder = Path(tempfile.mkdtemp(prefix=".new.", dir=cache))
-        self._files: dict[str, IO[bytes]] = {}
-        for name, kind in types.items() if self._folder else ():
-            self._files[name] = open(_path(self._folder, name, kind), "wb")  # noqa: SIM115 (closed by `arrays` or `drop`)
+                for name, kind in types.items():  # without a buffer, whose content would be lost where the disk is full
+                    self._files[name] = FileIO(_path(self._folder, name, kind), "w")
+            except OSError:  # a cache that cannot be written is no reason to stop
+                self._to_memory()
 
     def add(self, **arrays: Array) -> None:
         """Append to some of the arrays. Where the disk is full what is written goes on in memory."""
@@ -44,7 +48,8 @@ class Writer:
             array = np.ascontiguousarray(array, self._types[name])
             if self._files:
                 try:
-                    self._files[name].write(array.data)
+                    _write(self._files[name], array.view(np.uint8).data)
+                    self._counts[name] += len(array)
                     continue
                 except OSError:
                     self._to_memory()
@@ -59,14 +64,19 @@ class Writer:
         return {name: _mapped(_path(self._folder, name, kind), kind) for name, kind in self._types.items()}
 
     def keep(self, report: dict[str, Any]) -> None:
-        """Put the files, with `report` beside them, where `load` finds them; the mapped arrays stay as they are."""
+        """Put the files, with `report` beside them, where `load` finds them; the mapped arrays stay as they are.
+
+        Where that cannot be, because the disk is full or another process has just kept the same, nothing is kept.
+        """
         if self._folder is not None and self._cache is not None:
-            with contextlib.suppress(OSError):
+            try:
                 kept = {"hash": _hash(self.arrays()), "report": report}
-                (self._folder / REPORT).write_text(json.dumps(kept, ensure_ascii=False), encoding="utf-8")
+                (self._folder / REPORT).write_text(json.dumps(kept), encoding="ascii")
                 target = self._cache / self._key
                 shutil.rmtree(target, ignore_errors=True)
                 os.replace(self._folder, target)
+            except OSError:
+                shutil.rmtree(self._folder, ignore_errors=True)  # what is mapped stays readable
 
     def drop(self) -> None:
         """What was written is not wanted."""
@@ -77,15 +87,14 @@ class Writer:
 
     def _to_memory(self) -> None:
         folder, files = self._folder, self._files
-        assert folder is not None
         self._folder, self._files = None, {}
         for name, file in files.items():
             with contextlib.suppress(OSError):
                 file.close()
-            kind = self._types[name]
-            held: Array = np.fromfile(_path(folder, name, kind), kind)
-            self._parts[name].insert(0, held)
-        shutil.rmtree(folder, ignore_errors=True)
+            if self._counts[name]:  # of an array that was written in part, only what was whole before
+                self._parts[name].insert(0, np.fromfile(file.name, self._types[name], self._counts[name]))
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def load(cache: Path, key: str, types: dict[str, type]) -> tuple[dict[str, Array], dict[str, Any]] | None:
@@ -96,7 +105,8 @@ def load(cache: Path, key: str, types: dict[str, type]) -> tuple[dict[str, Array
         arrays = {name: _mapped(_path(folder, name, kind), kind) for name, kind in types.items()}
         if kept["hash"] != _hash(arrays):
             return None
-        os.utime(folder)
+        with contextlib.suppress(OSError):  # a cache that may only be read serves as well
+            os.utime(folder)
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return arrays, kept["report"]
@@ -116,6 +126,11 @@ def trim(cache: Path, limit: int = LIMIT) -> None:
 
 def size(path: Path) -> int:
     return sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) if path.is_dir() else path.stat().st_size
+
+
+def _write(file: FileIO, content: memoryview) -> None:
+    while content:
+        content = content[file.write(content) :]
 
 
 def _hash(arrays: dict[str, Array]) -> str:

@@ -1,14 +1,17 @@
 """Optimizer steps out of data that is still being tokenised: a large file takes its first step after seconds.
 
 All rows are put into one order by the seed and cut into chunks; processes tokenise chunk after chunk ahead of the run:
-beside it where a GPU computes, in bursts between two steps where the processor itself does. A step takes the next documents of that order until it has its tokens. So a
-step is a function of data, settings and seed, not of who was faster, and a resumed run finds the chunks in the cache.
+beside it where a GPU computes, in bursts between two steps where the processor itself does. A step takes the next
+documents of that order until it has its tokens. So a step is a function of data, settings and seed, not of who was
+faster, and a resumed run finds the chunks in the cache.
 
 From the second epoch on the chunks come in another order, and the documents inside each too.
 """
 
+import contextlib
 import hashlib
 import json
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
@@ -18,8 +21,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tunesmith import __version__
 from tunesmith.data import index as indexes
-from tunesmith.data import pieces
+from tunesmith.data import pieces, store
 from tunesmith.data.batches import Row, make_rows
 from tunesmith.data.blocks import Sources
 from tunesmith.data.documents import NAMED, Documents, Gathered, OnBadRow, flat, refusals, reports_of, settings, told_file, weighed
@@ -29,7 +33,7 @@ from tunesmith.data.sources import where
 from tunesmith.data.workers import Workers
 from tunesmith.errors import UserError
 
-LAYOUT = 1  # of the chunks' files: raise it when they change
+LAYOUT = 2  # of the chunks' files: raise it when they change
 FIRST = 256  # rows of the first chunk, which is waited for
 CHUNK = 1 << 20  # bytes of the others, about
 AHEAD = 32  # chunks that are asked for before they are needed
@@ -61,21 +65,26 @@ class Chunks:
     workers: int
     beside: bool  # whether processes may work while the run computes; two that want the same cores take ten times as long
     bounds: list[int] = field(init=False)  # of the chunks in the order
+    again_E: npt.NDArray[np.bool_] = field(init=False)  # the row came before in the order
     lengths: list[npt.NDArray[np.int64]] = field(default_factory=list)  # tokens of the documents of each chunk that is ready
     _asked: dict[int, Future[Any]] = field(default_factory=dict)
     _pool: Workers | None = None
 
     def __post_init__(self) -> None:
-        rows = max(16, round(CHUNK * len(self.index.file_R) / max(1, self.index.bytes)))
+        rows = max(1, round(CHUNK * len(self.index.file_R) / max(1, self.index.bytes)))
         entries = len(self.order_E)
-        self.bounds = [0, *range(min(FIRST, entries), entries, rows), entries] if entries else [0]
+        self.bounds = [0, *range(min(FIRST, rows, entries), entries, rows), entries] if entries else [0]
+        self.again_E = np.ones(entries, np.bool_)
+        self.again_E[np.unique(self.order_E, return_index=True)[1]] = False
 
     def __len__(self) -> int:
         return len(self.bounds) - 1
 
     def piece(self, number: int) -> Piece:
         """A chunk that is ready."""
-        return pieces.load(self._path(number))
+        with contextlib.suppress(OSError):
+            os.utime(self.folder.parent)  # what is in use is not removed to make room
+        return self._load(number, tokens=True)
 
     def wait_for(self, number: int) -> None:
         """Have the chunks up to this one ready. Raises UserError for rows that must not be passed over.
@@ -112,12 +121,13 @@ class Chunks:
         counts, learned = np.zeros(len(pieces.FATES), np.int64), 0
         lost, cut = list[dict[str, str]](), list[str]()
         for number in range(chunks):
-            piece = pieces.load(self._path(number), tokens=False)
+            piece = self._load(number, tokens=False)
             gathered.add(piece)
-            counts += np.bincount(piece.fate_R, minlength=len(counts))
+            once_R = ~piece.again_R
+            counts += np.bincount(piece.fate_R[once_R], minlength=len(counts))
             learned += int(piece.learned_D.sum())
-            lost += [{"origin": self._origin(piece, row), "reason": reason} for row, reason in piece.reasons.items()]
-            cut += [self._origin(piece, row) for row in np.flatnonzero(piece.fate_R == pieces.CUT).tolist()]
+            lost += [{"origin": self._origin(piece, row), "reason": reason} for row, reason in piece.reasons.items() if once_R[row]]
+            cut += [self._origin(piece, row) for row in np.flatnonzero((piece.fate_R == pieces.CUT) & once_R).tolist()]
         facts, bad = gathered.facts(), [row for report in gathered.reports for row in report.bad]
         lengths = self.lengths[:chunks]
         return {
@@ -142,7 +152,7 @@ class Chunks:
     def _ask(self, number: int) -> None:
         if number in self._asked or self._is_there(number):
             return
-        item = (self._path(number), self.index.block(self.order_E[self.bounds[number] : self.bounds[number + 1]]))
+        item = self._item(number)
         if not self.workers or number == 0:  # the first is made before processes would have started
             Keep(self.work)(item)
             return
@@ -156,14 +166,29 @@ class Chunks:
         number = len(self.lengths)
         if number in self._asked:
             self._asked.pop(number).result()
-        piece = pieces.load(self._path(number), tokens=False)
+        piece = self._load(number, tokens=False)
         self._refuse(piece)
         self.lengths.append(piece.length_D)
+
+    def _item(self, number: int) -> tuple[Path, Block]:
+        own = slice(self.bounds[number], self.bounds[number + 1])
+        return self._path(number), self.index.block(self.order_E[own], self.again_E[own])
+
+    def _load(self, number: int, tokens: bool) -> Piece:
+        """A chunk, made again where it was damaged or taken away."""
+        piece = pieces.load(self._path(number), tokens)
+        if piece is None:
+            Keep(self.work)(self._item(number))
+            piece = pieces.load(self._path(number), tokens)
+        if piece is None:
+            raise UserError(f"{self._path(number)}: cannot be read again; the disk is broken, or something removes files from the cache")
+        return piece
 
     def _refuse(self, piece: Piece) -> None:
         names = enumerate(self.index.reports)
         reports = [replace(report, rows=piece.rows[number], bad=piece.bad.get(number, [])) for number, report in names]
-        refused = [(int(piece.fate_R[row]), self._origin(piece, row), reason) for row, reason in piece.reasons.items()]
+        once = [(row, reason) for row, reason in piece.reasons.items() if not piece.again_R[row]]
+        refused = [(int(piece.fate_R[row]), self._origin(piece, row), reason) for row, reason in once]
         if problems := refusals(reports, refused, self.on_bad_row, self.work.max_length):
             raise UserError(*problems)
 
@@ -200,8 +225,7 @@ class Stream:
         return make_rows(documents, range(len(documents)), self.row_tokens, self.pack, self.virtual_tokens)
 
     def step_documents(self, step: int) -> Documents:
-        while len(self._begins) <= step + 1:
-            self._begins.append(self._after(self._begins[-1])[1])
+        self._begin(step + 1)
         taken, _ = self._after(self._begins[step])
         names = [report.file for report in self.chunks.index.reports]
         return _joined([documents_of(self.chunks.piece(chunk), names).take(chosen_D) for chunk, chosen_D in taken], names)
@@ -224,12 +248,21 @@ class Stream:
         """
         used = len(self.chunks.lengths)
         if ended_after is not None:
-            visit, offset = self._begins[min(ended_after, len(self._begins) - 1)]
+            self._begin(ended_after)
+            visit, offset = self._begins[ended_after]
             used = min(len(self.chunks), visit + (offset > 0))
         report = self.chunks.report(used)
-        missing = len(self.chunks.order_E) - self.chunks.bounds[used]
-        report |= {"stream_sha256": self.key, "rows_read": report["rows"] + missing, "set_aside": {"not_reached": missing}}
+        again_E, reached = self.chunks.again_E, self.chunks.bounds[used]
+        missing = int((~again_E[reached:]).sum())
+        set_aside = {"not_reached": missing, "weight": len(self.chunks.index.file_R) - int((~again_E).sum())}
+        report |= {"stream_sha256": self.key, "rows_read": report["rows"] + sum(set_aside.values())}
+        report["set_aside"] = {reason: count for reason, count in set_aside.items() if count}
         return report if ended_after is not None or not missing else {"provisional": True} | report
+
+    def _begin(self, step: int) -> None:
+        """Find where the steps up to this one begin."""
+        while len(self._begins) <= step:
+            self._begins.append(self._after(self._begins[-1])[1])
 
     def _after(self, place: Place) -> tuple[list[tuple[int, npt.NDArray[np.int64]]], Place]:
         """The documents of the step that begins here, as (chunk, which of its documents), and where the next one begins."""
@@ -276,23 +309,26 @@ def open_chunks(
     `weights_of` gives each source its weight, by how many rows each has.
     """
     told = [LAYOUT, work.renderer.fingerprint, work.max_length, work.on_overlength, sources.fingerprint()]
-    name = hashlib.sha256(json.dumps(told).encode()).hexdigest()
+    name = hashlib.sha256(json.dumps([__version__, *told]).encode()).hexdigest()
     folder = cache / f"{name[:32]}.stream"
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        os.utime(folder)
+        index = indexes.make(sources, folder)
     except OSError as error:
-        raise UserError(f"{folder}: cannot be written ({error.strerror}); data.stream needs a cache (XDG_CACHE_HOME says where)") from None
-    index = indexes.make(sources, folder)
-    if index.broken:
-        raise UserError(*index.broken)
+        raise UserError(f"{folder}: cannot be written ({error.strerror}); data.stream needs a cache (TUNESMITH_CACHE says where)") from None
+    problems = [*index.broken, *refusals(index.reports, [], on_bad_row, work.max_length)]
+    if problems:
+        raise UserError(*problems)
     source_R = np.array(sources.source_F, np.int64)[index.file_R]
     weights = weights_of(np.bincount(source_R, minlength=len(sources.wanted)).tolist())
     chosen = [weighed(np.flatnonzero(source_R == number), weight) for number, weight in enumerate(weights)]
     entries_E = np.concatenate([np.zeros(0, np.int64), *chosen])
     order_E = entries_E[_shuffled([seed], len(entries_E))]
-    key = hashlib.sha256(json.dumps([name, seed, weights]).encode()).hexdigest()
+    key = hashlib.sha256(json.dumps([told, seed, weights]).encode()).hexdigest()
     own = folder / key[:16]
     own.mkdir(exist_ok=True)
+    store.trim(cache)
     return Chunks(index, order_E, own, work, on_bad_row, workers, beside), key
 
 
