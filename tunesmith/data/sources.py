@@ -60,7 +60,7 @@ def load_samples(
             report = FileReport(file.name)
             reports.append(report)
             try:
-                good += load_file(file, reading, report)
+                good += [sample for sample in load_file(file, reading, report) if not _set_apart(sample, report)]
             except Unreadable as error:
                 problems.append(str(error))
         good = _part(good, found.rows, name, reports)
@@ -76,6 +76,21 @@ def load_samples(
     if problems:
         raise UserError(*problems)
     return samples, reports
+
+
+def judged(sample: Sample) -> str:
+    """Why nothing may be learned from a sample or compared with it as it stands, or ""."""
+    if sample.rejected or sample.desirable is not None:
+        return "a preference pair or a judged answer: training and evaluation take answers only"
+    return ""
+
+
+def _set_apart(sample: Sample, report: FileReport) -> bool:
+    if reason := judged(sample):
+        name, _, line = sample.origin.rpartition(":")
+        report.bad.append(BadRow(name, int(line), reason))
+        report.good -= 1
+    return bool(reason)
 
 
 def understand(

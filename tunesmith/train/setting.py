@@ -4,7 +4,7 @@ decided, once, with its reason. Dry runs end here; the loop begins here."""
 import datetime
 import math
 import os
-from collections import Counter
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +30,7 @@ from tunesmith.train.corpora import Corpus
 
 Tell = Callable[[str], None]
 NF4_BYTES = 0.7  # bytes a parameter while loading, with embeddings that stay as they are
-REASONS = 3  # shown for rows that are not learned from
+REASONS = 3  # kinds of reasons shown for rows that are not learned from
 REFERENCE_WIDTH = 2048  # hidden size at which the methods' learning rates are meant (about 1B parameters)
 
 
@@ -234,8 +234,11 @@ def _losses(report: dict[str, Any]) -> list[str]:
     """What of the data is not learned, in sentences: a count in data.json alone is not seen."""
     said = []
     if report["dropped"]:
-        reasons = Counter(row["reason"] for row in report["dropped"]).most_common()
-        shown = "; ".join(f"{count:,}: {reason}" for reason, count in reasons[:REASONS]) + ("; ..." if len(reasons) > REASONS else "")
+        alike: dict[str, list[str]] = {}  # reasons that differ in what they quote are of one kind
+        for row in report["dropped"]:
+            alike.setdefault(re.sub(r"'[^']*'|\"[^\"]*\"|\d+", "", row["reason"]), []).append(row["reason"])
+        kinds = sorted(alike.values(), key=len, reverse=True)
+        shown = "; ".join(f"{len(kind):,}: {kind[0]}" for kind in kinds[:REASONS]) + ("; ..." if len(kinds) > REASONS else "")
         said.append(f"{len(report['dropped']):,} of {report['rows']:,} rows are not learned from ({shown}); data.json names them")
     if report["cut"]:
         said.append(f"{report['cut']:,} rows are longer than data.max_length {report['max_length']} and are cut; data.json names them")
