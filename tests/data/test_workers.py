@@ -92,9 +92,15 @@ def test_without_processes_the_work_is_done_here():
 
 
 def test_items_are_taken_only_as_they_are_needed():
-    taken = []
+    taken: list[int] = []
+
+    def items():
+        for number in range(1000):
+            taken.append(number)
+            yield number
+
     with Workers(square, 2) as workers:
-        results = workers.map(taken.append(number) or number for number in range(1000))
+        results = workers.map(items())
         assert next(results) == 0 and len(taken) <= 6
         assert next(results) == 1 and len(taken) <= 7
 
@@ -173,7 +179,7 @@ def test_closing_at_once_does_not_hang():
 
 def test_nothing_is_left_where_a_process_cannot_be_started(monkeypatch):
     before = {process.pid for process in psutil.Process().children()}
-    really, started = subprocess.Popen, []
+    really, started = subprocess.Popen, list[subprocess.Popen]()
 
     def second_fails(*arguments, **how):
         if started:

@@ -22,7 +22,8 @@ from tunesmith.errors import UserError
 BLOCK = 1 << 20  # bytes or characters of a block
 ROW = 64  # characters that a row counts beside its texts
 # Encodings in which the byte of a line end is never a part of another character.
-LINEWISE = ("utf-8", "utf-8-sig", "ascii", "gb18030", "gbk", "big5", "cp932", "cp949", "euc_jp", "euc_kr", "cp1251", "cp1252", "latin-1")
+LINEWISE: tuple[str, ...] = ("utf-8", "utf-8-sig", "ascii", "cp1251", "cp1252", "iso8859-1")
+LINEWISE += ("gb18030", "gbk", "gb2312", "cp950", "big5hkscs", "shift_jis", "cp932", "euc_jp", "euc_kr", "cp949")
 
 Rows = Sequence[Row | BadRow | Sample] | Lines
 
