@@ -3,6 +3,7 @@ import os
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,9 +17,10 @@ TYPES: dict[str, type] = {"ids_N": np.uint32, "learned_N": np.bool_, "end_D": np
 def filled(cache: Path | None, key: str = "key", parts: int = 3) -> tuple[Writer, dict[str, np.ndarray]]:
     """A writer to which several parts were added, and what it must hold."""
     chance = np.random.Generator(np.random.PCG64(0))
-    writer, whole = Writer(cache, key, TYPES), {name: [np.zeros(0, kind)] for name, kind in TYPES.items()}
+    writer = Writer(cache, key, TYPES)
+    whole: dict[str, list[Any]] = {name: [np.zeros(0, kind)] for name, kind in TYPES.items()}
     for part in range(parts):
-        arrays = {name: chance.integers(0, 2, 1000 * part).astype(kind) for name, kind in TYPES.items()}
+        arrays: dict[str, Any] = {name: chance.integers(0, 2, 1000 * part).astype(kind) for name, kind in TYPES.items()}
         writer.add(**arrays)
         for name, array in arrays.items():
             whole[name].append(array)

@@ -298,7 +298,8 @@ def save(piece: Piece, path: Path) -> None:
     told |= {"sums": {name: zlib.crc32(array.data) for name, array in arrays.items()}}
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        save_file(arrays, aside, {"told": json.dumps(told)})
+        text = json.dumps(told)
+        save_file(arrays, aside, {"told": text, "sum": str(zlib.crc32(text.encode()))})
         os.replace(aside, path)
     except (OSError, SafetensorError) as error:
         aside.unlink(missing_ok=True)
@@ -311,8 +312,11 @@ def load(path: Path, tokens: bool = True) -> Piece | None:
 
     try:
         with safe_open(path, "numpy") as file:
-            told = json.loads(file.metadata()["told"])
+            about = file.metadata()
+            told = json.loads(about["told"])
             arrays = {name: file.get_tensor(name) for name in (*ARRAYS, *(TOKENS if tokens else ()))}
+        if str(zlib.crc32(about["told"].encode())) != about["sum"]:
+            return None
         if any(zlib.crc32(array.data) != told["sums"][name] for name, array in arrays.items()):
             return None
     except (OSError, SafetensorError, ValueError, KeyError, TypeError):
