@@ -4,7 +4,7 @@ import pytest
 
 from tests.templates import make_tokenizer
 from tunesmith.data.sample import RowError
-from tunesmith.data.tokens import Encoder, Marked, parts, restore
+from tunesmith.data.tokens import Encoder, parts, restore
 
 
 @pytest.fixture(scope="module")
@@ -47,17 +47,6 @@ def test_marks_written_as_ascii_json_come_back(encoder):
 def test_both_private_planes_taken(encoder):
     with pytest.raises(RowError, match="private-use"):
         encoder.hide("<eos> \U000f0000 \U00100000")
-
-
-def test_continuations_are_the_rest_of_the_whole(encoder):
-    prompts = [Marked("<bos>user\n"), Marked("<bos>user\n"), Marked("plain ")]
-    answers = [Marked("Paris.<eos>"), Marked("  two<eos>"), Marked("x")]
-    found = encoder.continuations(prompts, answers)
-    for prompt, answer, (ids, differs) in zip(prompts, answers, found, strict=True):
-        assert encoder.tokenizer.decode(ids) == answer.text
-        both = encoder.batch([prompt.text])[0] + ids == encoder.batch([prompt.text + answer.text])[0]
-        assert both is not differs
-    assert [differs for _, differs in found][:2] == [False, True]
 
 
 def test_parts_lose_nothing_and_cut_behind_single_line_ends():

@@ -18,6 +18,7 @@ from tunesmith.data.answers import Thinking, behind, check_answer, check_prompt,
 from tunesmith.data.sample import Message, RowError, Sample
 from tunesmith.data.template import CLOSE, OPEN, Habits, Render, compile_template, probe
 from tunesmith.data.tokens import Encoder, Marked
+from tunesmith.data.turns import Tokens, Turn, tokenise
 from tunesmith.errors import UserError
 
 RULES = 2  # part of the fingerprint: raise it when the same sample comes to give other tokens
@@ -37,13 +38,6 @@ class Document:
     @property
     def learned(self) -> int:
         return sum(end - start for start, end in self.spans)
-
-
-@dataclass(frozen=True, slots=True)
-class _Turn:
-    index: int
-    prompt: Marked
-    answer: Marked
 
 
 class Renderer:
@@ -77,7 +71,8 @@ class Renderer:
         """Exactly what a server feeds before the next assistant message. Raises RowError."""
         prepared, _ = self._prepare(messages)
         (prepared, tools), hidden = self.encoder.hide(prepared, list(tools))
-        return self._encode_prompts([Marked(self._prompt(prepared, tools), hidden)])[0]
+        prompt = Marked(self._prompt(prepared, tools), hidden)
+        return self._begun(prompt.text, self.encoder.encode([prompt])[0])
 
     def answer(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = ()) -> str:
         """What the model should say after `prompt_ids(messages[:-1])`: the last message with its stop token. Raises RowError."""
@@ -93,23 +88,23 @@ class Renderer:
     def documents_of(self, samples: Sequence[Sample]) -> list[list[Document] | RowError]:
         """As `documents`, for many samples, whose texts are tokenised together; a row's error stands in its place."""
         result: list[list[Document] | RowError] = []
-        turns: list[_Turn] = []
-        spread: list[slice] = []
+        chats: list[list[Turn]] = []  # none of a row that is raw text or cannot be used
         for sample in samples:
-            before = len(turns)
+            found: list[Document] | RowError = []
+            turns: list[Turn] = []
             try:
-                found = [self._text_document(sample)] if sample.text is not None else []
-                turns += [] if found else self._turns(sample)
-                result.append(found)
+                if sample.text is None:
+                    turns = self._turns(sample)
+                else:
+                    found = [self._text_document(sample)]
             except RowError as error:
-                result.append(error)
-            spread.append(slice(before, len(turns)))
-        prompts = self._encode_prompts([turn.prompt for turn in turns])
-        answers = self.encoder.continuations([turn.prompt for turn in turns], [turn.answer for turn in turns])
-        self.notes[notes.JOINT_DIFFERS] += sum(differs for _, differs in answers)
-        for place, (sample, own) in enumerate(zip(samples, spread, strict=True)):
-            if own.stop > own.start:
-                result[place] = self._join(sample.origin, turns[own], prompts[own], [ids for ids, _ in answers[own]])
+                found = error
+            result.append(found)
+            chats.append(turns)
+        for place, tokens in enumerate(tokenise(self.encoder, chats)):
+            self.notes[notes.JOINT_DIFFERS] += sum(turn.merges for turn in tokens)
+            if tokens:
+                result[place] = self._join(samples[place].origin, chats[place], tokens)
         self.notes += Counter()  # leaves out zeros
         return result
 
@@ -187,7 +182,7 @@ class Renderer:
             )
         return messages[0]["content"]
 
-    def _turns(self, sample: Sample, only: int | None = None) -> list[_Turn]:
+    def _turns(self, sample: Sample, only: int | None = None) -> list[Turn]:
         prepared, removed = self._prepare(sample.messages)
         (messages, removed, tools), hidden = self.encoder.hide(prepared, removed, list(sample.tools))
         self.notes[notes.SPECIAL_TEXT] += bool(hidden)
@@ -203,7 +198,7 @@ class Renderer:
             self.notes[notes.LEFT_OUT] += check_prompt(messages[:index], tools, prompt)
             answer = self._answer(prompt, messages[: index + 1], tools, removed[index])
             self.notes[notes.THINK_TEXT] += bool(sample.messages[index].get("reasoning_content")) and OPEN in message["content"]
-            turns.append(_Turn(index, Marked(prompt, hidden), Marked(answer, hidden)))
+            turns.append(Turn(index, Marked(prompt, hidden), Marked(answer, hidden)))
         if not turns:
             raise RowError("no assistant message is there to be learned")
         return turns
@@ -238,18 +233,16 @@ class Renderer:
 
     # --- from texts to tokens ---
 
-    def _encode_prompts(self, prompts: Sequence[Marked]) -> list[list[int]]:
+    def _begun(self, prompt: str, ids: list[int]) -> list[int]:
+        """A prompt's ids with exactly one BOS, where there is one."""
         bos = self.tokenizer.bos_token_id
-        result = []
-        for prompt, ids in zip(prompts, self.encoder.encode(prompts), strict=True):
-            if not self.tokenizer.chat_template:
-                ids = self.bos + ids
-            if bos is not None and ids[:2] == [bos, bos]:
-                if prompt.text.startswith(self.tokenizer.bos_token * 2):
-                    raise UserError(f"the model's chat template begins with two {self.tokenizer.bos_token}; take one out of chat_template")
-                ids = ids[1:]  # the tokenizer put one in front of the template's
-            result.append(ids)
-        return result
+        if not self.tokenizer.chat_template:
+            ids = self.bos + ids
+        if bos is not None and ids[:2] == [bos, bos]:
+            if prompt.startswith(self.tokenizer.bos_token * 2):
+                raise UserError(f"the model's chat template begins with two {self.tokenizer.bos_token}; take one out of chat_template")
+            ids = ids[1:]  # the tokenizer put one in front of the template's
+        return ids
 
     def _text_document(self, sample: Sample) -> Document:
         text = sample.text or ""
@@ -259,10 +252,11 @@ class Renderer:
         ids = [*self.bos, *self.encoder.text(text), self.tokenizer.eos_token_id]
         return Document(ids, ((1, len(ids)),), sample.origin)
 
-    def _join(self, origin: str, turns: Sequence[_Turn], prompts: Sequence[list[int]], answers: Sequence[list[int]]) -> list[Document]:
+    def _join(self, origin: str, turns: Sequence[Turn], tokens: Sequence[Tokens]) -> list[Document]:
         """One document as long as each prompt begins with all that came before it, token by token."""
         documents: list[Document] = []
-        for turn, prompt, answer in zip(turns, prompts, answers, strict=True):
+        for turn, found in zip(turns, tokens, strict=True):
+            prompt, answer = self._begun(turn.prompt.text, found.prompt), found.answer
             span = (len(prompt), len(prompt) + len(answer))
             last = documents[-1] if documents else None
             goes_on = last is not None and prompt[: len(last.ids)] == last.ids

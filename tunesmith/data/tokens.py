@@ -23,6 +23,9 @@ class Marked:
     text: str
     hidden: dict[str, str] = field(default_factory=dict)
 
+    def part(self, start: int, end: int | None = None) -> "Marked":
+        return Marked(self.text[start:end], self.hidden)
+
     def plain(self) -> str:
         """The text with the hidden characters in place again."""
         return restore(self.text, self.hidden)
@@ -53,6 +56,11 @@ class Encoder:
                 lengths.sort(reverse=True)
         self._first = re.compile("[" + "".join(map(re.escape, self._lengths)) + "]" if self._lengths else "(?!)")
         self._backend = _plain_backend(tokenizer)
+        self._added = [token.content for token in tokenizer.added_tokens_decoder.values()]
+        # found in the text as it stands, wherever it stands, and leaving what stands before it alone
+        bound = {content for content, (_, token) in added.items() if token.lstrip or token.single_word or token.normalized}
+        self._plain = set(added) - bound if self._backend is not None else set()
+        self._dividing = {"": False}  # what `divides` found
         # tokenizers of SentencePiece's kind put a blank before a text's first word
         self.adds_blank = self.batch(["\nx"])[0] != self.batch(["\n"])[0] + self.batch(["x"])[0]
 
@@ -147,27 +155,21 @@ class Encoder:
             return [n for part in parts(text, LONG) for n in self.batch([part], split=True)[0]]
         return self.batch([text], split=True)[0]
 
-    def continuations(self, prompts: Sequence[Marked], answers: Sequence[Marked]) -> list[tuple[list[int], bool]]:
-        """Ids of each answer as it follows its prompt, and whether tokenising both at once gives others across the border.
+    def swallows(self, text: str) -> bool:
+        """Whether blanks behind a text would be lost: some role tokens (Phi-3's) take those that follow them along.
 
-        No token reaches across a special token, so only what follows the prompt's last one is tokenised again.
+        The text begins with its last special token, or has none.
         """
-        anchors = [Marked(prompt.text[self.last(prompt.text) :], prompt.hidden) for prompt in prompts]
-        known = {_key(anchor): anchor for anchor in anchors}
-        border = dict(zip(known, self.encode(list(known.values())), strict=True))
-        joint = self.encode([Marked(a.text + b.text, a.hidden | b.hidden) for a, b in zip(anchors, answers, strict=True)])
-        result: list[tuple[list[int], bool]] = []
-        for anchor, answer, ids in zip(anchors, answers, joint, strict=True):
-            head = border[_key(anchor)]
-            same = ids[: len(head)] == head and not (answer.text[:1].isspace() and self._swallows(anchor.text))
-            result.append((ids[len(head) :] if same else self.alone(answer), not same))
-        return result
-
-    def _swallows(self, anchor: str) -> bool:
-        """Whether blanks at an answer's beginning would be lost: some role tokens (Phi-3's) take those behind them along."""
-        for start, end in self.find(anchor):
-            return start == 0 and self._strips.get(anchor[:end], (False, False))[1] and not anchor[end:].strip()
+        for start, end in self.find(text):
+            return start == 0 and self._strips.get(text[:end], (False, False))[1] and not text[end:].strip()
         return False
+
+    def divides(self, text: str, at: int) -> bool:
+        """Whether what stands before `at` and what begins there, a special token, tokenise apart as they do together."""
+        token = next((text[at : at + n] for n in self._lengths.get(text[at : at + 1], ()) if text[at : at + n] in self.ids), "")
+        if token not in self._dividing:
+            self._dividing[token] = token in self._plain and not any(token in other for other in self._added if other != token)
+        return self._dividing[token]
 
     def last(self, text: str) -> int:
         """Where the last special token of a text begins; 0 where there is none."""
@@ -195,10 +197,6 @@ def _plain_backend(tokenizer: Any) -> Any:
 
     own = getattr(type(tokenizer), "_encode_plus", None)
     return tokenizer.backend_tokenizer if own is PreTrainedTokenizerFast._encode_plus else None
-
-
-def _key(item: Marked) -> tuple[str, tuple[tuple[str, str], ...]]:
-    return item.text, tuple(sorted(item.hidden.items()))
 
 
 def parts(text: str, size: int) -> Iterator[str]:
