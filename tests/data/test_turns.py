@@ -60,7 +60,12 @@ def test_no_turns_are_no_tokens():
 def watched(encoder: Encoder, monkeypatch: Any) -> list[str]:
     seen: list[str] = []
     encode = encoder.encode
-    monkeypatch.setattr(encoder, "encode", lambda texts: seen.extend(text.text for text in texts) or encode(texts))
+
+    def watching(texts: Any) -> Any:
+        seen.extend(text.text for text in texts)
+        return encode(texts)
+
+    monkeypatch.setattr(encoder, "encode", watching)
     return seen
 
 
