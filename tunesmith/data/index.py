@@ -20,7 +20,7 @@ from tunesmith.data import store
 from tunesmith.data.blocks import Sources, builtin_rows, first_rows, is_linewise
 from tunesmith.data.columns import Columns
 from tunesmith.data.documents import reports_of
-from tunesmith.data.pieces import Block, Part, Picks, Stamp, stamp_of
+from tunesmith.data.pieces import CHANGED, Block, Part, Picks, Stamp, stamp_of
 from tunesmith.data.read import Row, read_rows
 from tunesmith.data.recognise import Unreadable, recognise
 from tunesmith.data.resolve import File
@@ -95,6 +95,9 @@ def make(sources: Sources, folder: Path) -> Index:
             except Unreadable as error:
                 report.encoding = report.encoding or error.encoding
                 broken.append(str(error))
+                files.append(None)
+            except UnicodeError:
+                broken.append(f"{file.name}: {CHANGED}")
                 files.append(None)
         sources.unchanged()
         arrays = writer.arrays()

@@ -316,7 +316,8 @@ def open_chunks(
         os.utime(folder)
         index = indexes.make(sources, folder)
     except OSError as error:
-        raise UserError(f"{folder}: cannot be written ({error.strerror}); data.stream needs a cache (TUNESMITH_CACHE says where)") from None
+        what = f"{error.filename or folder}: {error.strerror}"
+        raise UserError(f"{what}; data.stream needs a cache with room that can be written (TUNESMITH_CACHE says where)") from None
     problems = [*index.broken, *refusals(index.reports, [], on_bad_row, work.max_length)]
     if problems:
         raise UserError(*problems)
