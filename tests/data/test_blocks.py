@@ -347,3 +347,15 @@ def test_no_line_end_is_a_part_of_another_character(codec):
     for first in range(0, 0x110000, 64):
         characters = "".join(chr(number) for number in range(first, first + 64) if number != 10 and not 0xD800 <= number < 0xE000)
         assert b"\n" not in characters.encode(codec, errors="ignore"), hex(first)
+
+
+@pytest.mark.parametrize("part", ["", "#9"])
+def test_rows_with_judged_answers_are_set_apart(tmp_path, part):
+    """One among rows of another shape must not be learned because the file as a whole may be."""
+    judged = [{"prompt": "Hi", "chosen": "Yes.", "rejected": "No."}, {"prompt": "Hi", "completion": "No.", "label": False}]
+    path = write(tmp_path / "a.jsonl", [row(1), judged[0], row(2), judged[1], row(3), row(4)])
+    samples, [report], broken, _ = read(f"{path}{part}")
+    assert origins(samples) == [1, 3, 5, 6] and not broken
+    assert [bad.line for bad in report.bad] == [2, 4] and all("judged answer" in bad.reason for bad in report.bad)
+    assert (report.rows, report.good) == (6, 4)
+    assert samples == load_samples(f"{path}{part}", on_bad_row="skip")[0]

@@ -16,7 +16,7 @@ from tunesmith.data.read import Row, read_rows, row_of_line
 from tunesmith.data.recognise import Found, Unreadable, recognise
 from tunesmith.data.resolve import File, Resolved, resolve
 from tunesmith.data.sample import BadRow, FileReport, Sample
-from tunesmith.data.sources import DECIDED_FROM, Decided, Reading, decide, pick, read_samples, reading_of
+from tunesmith.data.sources import DECIDED_FROM, Decided, Reading, decide, pick, read_samples, reading_of, set_apart
 from tunesmith.errors import UserError
 
 BLOCK = 1 << 20  # bytes or characters of a block
@@ -235,7 +235,8 @@ def _usable(sources: Sources, numbers: Sequence[int], reports: list[FileReport],
     for number in numbers:
         try:
             for sample in read_samples(sources.files[number], sources.reading, reports[number]):
-                yield number, sample
+                if not set_apart(sample, reports[number]):
+                    yield number, sample
         except Unreadable as error:
             broken.append(str(error))
 

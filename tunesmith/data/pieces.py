@@ -24,7 +24,7 @@ from tunesmith.data.read import Row, row_of_line
 from tunesmith.data.render import Document, Renderer
 from tunesmith.data.row import Unreadable
 from tunesmith.data.sample import BadRow, RowError, Sample
-from tunesmith.data.sources import Decided, Reading, Tally, to_sample
+from tunesmith.data.sources import Decided, Reading, Tally, judged, to_sample
 from tunesmith.errors import UserError
 
 # What became of a row. Those that are refused stop the run, or are dropped where data.on_bad_row says so.
@@ -217,6 +217,8 @@ def _samples(parts: Sequence[Part], making: _Making) -> Iterator[tuple[int, Samp
                 continue
             found = to_sample(row, part.reading, part.decided, Tally() if again else tally)
             making.rows[part.number] += not again
+            if isinstance(found, Sample) and (reason := judged(found)):
+                found = BadRow(row.origin, row.line, reason)
             if not isinstance(found, BadRow):
                 yield part.number, found, again
             elif not again:

@@ -60,7 +60,7 @@ def load_samples(
             report = FileReport(file.name)
             reports.append(report)
             try:
-                good += [sample for sample in load_file(file, reading, report) if not _set_apart(sample, report)]
+                good += [sample for sample in load_file(file, reading, report) if not set_apart(sample, report)]
             except Unreadable as error:
                 problems.append(str(error))
         good = _part(good, found.rows, name, reports)
@@ -85,7 +85,8 @@ def judged(sample: Sample) -> str:
     return ""
 
 
-def _set_apart(sample: Sample, report: FileReport) -> bool:
+def set_apart(sample: Sample, report: FileReport) -> bool:
+    """Whether a sample is judged; if so it is a bad row of the report."""
     if reason := judged(sample):
         name, _, line = sample.origin.rpartition(":")
         report.bad.append(BadRow(name, int(line), reason))
