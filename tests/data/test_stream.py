@@ -455,11 +455,10 @@ def test_splits_of_a_text_are_documents_of_one_row(opened, tmp_path):
 def test_chunks_are_made_ahead_beside_the_run_until_it_is_closed(opened, data):
     stream = opened(data, workers=2)
     stream.rows(0)
-    assert stream.chunks._pool is not None
-    for future in list(stream.chunks._asked.values()):
-        future.result()
-    stream.chunks.look_ahead()
-    assert len(stream.chunks.lengths) > 5
+    asked = dict(stream.chunks._asked)
+    assert sorted(asked) == list(range(len(stream.chunks.lengths), len(stream.chunks))) and len(asked) > 5
+    asked[min(asked) + 1].result()
+    assert (stream.chunks.folder / f"{min(asked) + 1:06}.safetensors").exists()
     processes = stream.chunks._pool._processes
     stream.close()
     assert all(process.returncode is not None for process in processes) and stream.chunks._pool is None
