@@ -116,6 +116,35 @@ TEMPLATES = {
 {%- else %}{{ raise_exception('Only user and assistant roles are supported!') }}
 {%- endif %}
 {%- endfor %}""",
+    # tools and the system prompt in front of the last question only; calls need ids of nine letters
+    "mistral-v3": """
+{%- set ns = namespace(system='', last=-1) %}
+{%- for message in messages %}
+{%- if message.role == 'system' %}{% set ns.system = message.content + '\n\n' %}{% endif %}
+{%- if message.role == 'user' %}{% set ns.last = loop.index0 %}{% endif %}
+{%- endfor %}
+{{- bos_token }}
+{%- for message in messages %}
+{%- if message.role == 'user' %}
+{%- if tools and loop.index0 == ns.last %}{{ '[AVAILABLE_TOOLS] ' + (tools | tojson) + '[/AVAILABLE_TOOLS]' }}{% endif %}
+{{- '[INST] ' + (ns.system if loop.last else '') + message.content + '[/INST]' }}
+{%- elif message.tool_calls %}
+{{- '[TOOL_CALLS] [' }}
+{%- for call in message.tool_calls %}
+{%- if call.id is not defined or call.id | length != 9 %}
+{{- raise_exception('Tool call IDs should be alphanumeric strings with length 9!') }}
+{%- endif %}
+{{- (call.function | tojson)[:-1] + ', "id": "' + call.id + '"}' + (']' if loop.last else ', ') }}
+{%- endfor %}
+{{- eos_token }}
+{%- elif message.role == 'assistant' %}{{ ' ' + message.content + eos_token }}
+{%- elif message.role == 'tool' %}
+{%- if message.tool_call_id is not defined or message.tool_call_id | length != 9 %}
+{{- raise_exception('Tool call IDs should be alphanumeric strings with length 9!') }}
+{%- endif %}
+{{- '[TOOL_RESULTS] {"content": ' + message.content + ', "call_id": "' + message.tool_call_id + '"}[/TOOL_RESULTS]' }}
+{%- endif %}
+{%- endfor %}""",
     # a stop token that is not the tokenizer's, and the tokenizer's behind the last message only
     "phi-3": """
 {%- for message in messages %}{{ '<|' + message.role + '|>\n' + message.content + '<|end|>\n' }}{% endfor %}
@@ -139,13 +168,24 @@ TEMPLATES = {
 {%- else %}{{ '<|assistant|>\n' + message.content.strip() }}{% endif %}
 {%- endfor %}
 {%- if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}""",
-    # thinking in a channel of its own, behind a special token that does not stop
+    # thinking in a channel of its own, behind a special token that does not stop; that of earlier work goes once an answer is there
     "gpt-oss": """
+{%- set ns = namespace(done=-1) %}
+{%- for message in messages %}
+{%- if message.role == 'assistant' and not message.tool_calls %}{% set ns.done = loop.index0 %}{% endif %}
+{%- endfor %}
 {%- for message in messages %}
 {%- if message.role == 'assistant' %}
-{%- if message.thinking and loop.last %}{{ '<|start|>assistant<|channel|>analysis<|message|>' + message.thinking + '<|end|>' }}{% endif %}
+{%- if message.thinking and (loop.last or message.tool_calls and loop.index0 > ns.done) %}
+{{- '<|start|>assistant<|channel|>analysis<|message|>' + message.thinking + '<|end|>' }}
+{%- endif %}
+{%- if message.tool_calls %}
+{%- set call = message.tool_calls[0].function %}
+{{- '<|start|>assistant to=functions.' + call.name + '<|channel|>commentary json<|message|>' + (call.arguments | tojson) + '<|call|>' }}
+{%- else %}
 {{- '<|start|>assistant<|channel|>final<|message|>' + message.content }}
 {{- '<|return|>' if loop.last else '<|end|>' }}
+{%- endif %}
 {%- else %}{{ '<|start|>' + message.role + '<|message|>' + message.content + '<|end|>' }}{% endif %}
 {%- endfor %}
 {%- if add_generation_prompt %}{{ '<|start|>assistant' }}{% endif %}""",
@@ -166,6 +206,11 @@ TOKENS: dict[str, tuple[str | None, str, list[str]]] = {
     "llama-3.2": ("<|begin_of_text|>", "<|eot_id|>", ["<|start_header_id|>", "<|end_header_id|>", "<|eom_id|>"]),
     "gemma-3": ("<bos>", "<eos>", ["<start_of_turn>", "<end_of_turn>", *(f"<unused{n}>" for n in range(100))]),
     "mistral": ("<s>", "</s>", []),
+    "mistral-v3": (
+        "<s>",
+        "</s>",
+        [f"[{mark}{word}]" for word in ("INST", "AVAILABLE_TOOLS", "TOOL_RESULTS") for mark in ("", "/")] + ["[TOOL_CALLS]"],
+    ),
     "phi-3": ("<s>", "<|endoftext|>", ["<|system|>", "<|user|>", "<|assistant|>", "<|end|>"]),
     "glm": (None, "<|endoftext|>", ["<|user|>", "<|assistant|>", "<|observation|>", "<|system|>", "[gMASK]", "<sop>"]),
     "cohere2": (
@@ -194,7 +239,7 @@ TOKENS: dict[str, tuple[str | None, str, list[str]]] = {
     "muse": ("<|bot|>", "<|eot|>", ["<|eom|>", "<|message|>", "<|start|>"]),
 }
 WORDS = ["<think>", "</think>", "<tool_call>", "</tool_call>"]  # added, yet not special, as Qwen3 has them
-ADDS_BOS = {"deepseek-r1", "llama-3.2", "gemma-3", "mistral"}  # `tokenizer("x")` begins with BOS
+ADDS_BOS = {"deepseek-r1", "llama-3.2", "gemma-3", "mistral", "mistral-v3"}  # `tokenizer("x")` begins with BOS
 
 _PROSE = [
     "The quick brown fox jumps over the lazy dog. What is the capital of France? It is Paris.\n\nYou are helpful.",

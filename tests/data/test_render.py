@@ -1,6 +1,7 @@
 """What a server feeds and what is learned, family by family; the oracle is `tokenizer.apply_chat_template`."""
 
 import datetime
+import hashlib
 import json
 import random
 from functools import cache
@@ -69,6 +70,7 @@ TWO_TURNS = {
         "<start_of_turn>user\nWhy?<end_of_turn>\n<start_of_turn>model\n⟦So.<end_of_turn>⟧"
     ],
     "mistral": ["<s>[INST] Hi [/INST]⟦ Yes.</s>⟧[INST] Why? [/INST]⟦ So.</s>⟧"],
+    "mistral-v3": ["<s>[INST] Hi[/INST]⟦ Yes.</s>⟧[INST] Why?[/INST]⟦ So.</s>⟧"],
     # the role tokens swallow the line end behind them; <|endoftext|> behind the last message is not what stops
     "phi-3": ["<|user|>Hi<|end|><|assistant|>⟦Yes.<|end|>⟧<|user|>Why?<|end|><|assistant|>⟦So.<|end|>⟧"],
     "cohere2": [
@@ -437,6 +439,54 @@ def test_tool_calls_are_learned_as_the_template_writes_them():
     assert "⟦<tool_call>\n" in text.replace("assistant⟦\n", "assistant\n⟦")
     assert '"arguments": {"city": "Genève"}}\n</tool_call><|im_end|>⟧' in text
     assert text.endswith("<tool_response>\nsunny\n</tool_response><|im_end|>\n<|im_start|>assistant\n⟦Sunny.<|im_end|>⟧")
+
+
+SYSTEM = {"role": "system", "content": "Be short."}
+RESULT = {"role": "tool", "content": "sunny"}
+
+
+def test_calls_get_the_ids_that_a_template_asks_for():
+    renderer = renderer_of("mistral-v3")
+    own = {name: CALL | {"id": name} for name in ("abcDEF123", "call_1")}
+    talks = {
+        name: (user("Hi"), assistant("", tool_calls=[call]), RESULT | {"tool_call_id": name}, assistant("Sunny."))
+        for name, call in own.items()
+    }
+    [kept] = shown(renderer, *talks["abcDEF123"], tools=(TOOL,))
+    assert renderer.notes == {}
+    assert '⟦[TOOL_CALLS] [{"name": "weather", "arguments": {"city": "Genève"}, "id": "abcDEF123"}]</s>⟧' in kept
+    assert kept.endswith('[TOOL_RESULTS] {"content": sunny, "call_id": "abcDEF123"}[/TOOL_RESULTS]⟦ Sunny.</s>⟧')
+    [given] = shown(renderer, *talks["call_1"], tools=(TOOL,))
+    assert given == kept.replace("abcDEF123", hashlib.sha256(b"call_1").hexdigest()[:9])
+    assert renderer.notes == {notes.NINE_LETTERS: 1}
+    [document] = renderer.documents(sample(*talks["call_1"], tools=(TOOL,)))
+    assert document.ids[: document.spans[1][0]] == renderer.prompt_ids(talks["call_1"][:3], (TOOL,))
+
+
+def test_an_answer_is_found_behind_a_history_that_the_template_rewrites():
+    """Mistral's system prompt stands in front of the last question only, gpt-oss' thinking goes once an answer is there."""
+    talk = (SYSTEM, user("Hi"), assistant("", tool_calls=[CALL]), RESULT, assistant("Sunny."), user("Why?"), assistant("So."))
+    first, second, third = shown(renderer_of("mistral-v3"), *talk, tools=(TOOL,))
+    assert first.startswith("<s>[AVAILABLE_TOOLS]") and first.endswith("}]</s>⟧")
+    assert "[INST] Be short.\n\nHi[/INST]⟦[TOOL_CALLS] [{" in first
+    assert "[INST] Hi[/INST][TOOL_CALLS]" in second and second.endswith("[/TOOL_RESULTS]⟦ Sunny.</s>⟧")
+    assert third.endswith("Why?[/INST]⟦ So.</s>⟧")
+
+    thoughtful = (user("Hi"), assistant("", "look", tool_calls=[CALL]), RESULT, assistant("Sunny.", "seen"))
+    renderer = renderer_of("gpt-oss", stop_ids=tokenizer_of("gpt-oss").convert_tokens_to_ids(["<|call|>"]))
+    [text] = shown(renderer, *thoughtful)
+    assert "assistant⟦<|channel|>analysis<|message|>look<|end|><|start|>assistant to=functions.weather<|channel|>" in text
+    assert text.endswith(
+        "<|start|>tool<|message|>sunny<|end|><|start|>assistant"
+        "⟦<|channel|>analysis<|message|>seen<|end|><|start|>assistant<|channel|>final<|message|>Sunny.<|return|>⟧"
+    )
+
+
+def test_a_template_that_writes_the_first_call_only_is_refused():
+    twice = assistant("", tool_calls=[CALL, CALL])
+    with pytest.raises(RowError, match=r"leaves out some of the assistant's tool calls \('weather'\)"):
+        renderer_of("gpt-oss").documents(sample(user("Hi"), twice))
+    assert shown(renderer_of("qwen2.5"), user("Hi"), twice)[0].count("weather") == 2
 
 
 def test_arguments_are_json_where_a_template_takes_them_as_text():

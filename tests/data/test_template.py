@@ -15,6 +15,7 @@ NONE: dict[str, Any] = {
     "after": "",
     "asks": "",
     "tells": "",
+    "nine": False,
     "held": "",
     "thinking": "plain",
     "block": None,
@@ -34,6 +35,7 @@ FOUND: dict[str, dict[str, Any]] = {
     "llama-3.2": {"stop": "<|eot_id|>"},
     "gemma-3": {"stop": "<end_of_turn>"},
     "mistral": {"stop": "</s>", "lead": " "},
+    "mistral-v3": {"stop": "</s>", "lead": " ", "nine": True},
     "phi-3": {"stop": "<|end|>"},
     "glm": {"stop": "", "lead": "\n"},
     "cohere2": {"stop": "<|END_OF_TURN_TOKEN|>"},
@@ -142,6 +144,37 @@ def test_rendering_is_what_transformers_renders():
                     served[: len(messages)], tools=tools, add_generation_prompt=generation, tokenize=False
                 )
                 assert render(messages, tools, generation) == expected
+
+
+def called(arguments: dict[str, Any], content: str = "") -> list[dict[str, Any]]:
+    call = {"type": "function", "function": {"name": "find", "arguments": arguments}}
+    return [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": content, "tool_calls": [call]}]
+
+
+@pytest.mark.parametrize(
+    ("written", "found"),
+    [
+        ("call.arguments | tojson", '{"q": "é"}'),
+        ("call.arguments.q", "é"),
+        # Python's own text where JSON was meant, and an error
+        ("call.arguments", '{"q": "é"}'),
+        ("'' ~ call.arguments", '{"q": "é"}'),
+        ("'' + call.arguments", '{"q": "é"}'),
+    ],
+)
+def test_arguments_are_an_object_unless_the_template_takes_text(written, found):
+    one = "{% set call = c.function %}{{ " + written + " }}"
+    text = "{% for m in messages %}{{ m.content }}{% for c in m.tool_calls %}" + one + "{% endfor %}{% endfor %}"
+    render = compile_template(text, make_tokenizer("smollm2"), "2026-11-24")
+    # words that look like Python's {'q': ...} are no sign of how arguments are written
+    for content in ("", "I shall ask {'q': 'é'}."):
+        assert render(called({"q": "é"}, content), (), False) == "Hi" + content + found
+
+
+def test_a_template_that_iterates_over_no_tools_is_not_taken_for_one_that_wants_text():
+    text = "{% for m in messages %}{{ m.content }}{% for c in m.tool_calls %}{{ c.function.arguments | tojson }}{% endfor %}{% endfor %}"
+    render = compile_template("{% for t in tools %}{% endfor %}" + text, make_tokenizer("smollm2"), "2026-11-24")
+    assert render(called({"q": 1}), ({"name": "find"},), False) == 'Hi{"q": 1}'
 
 
 def test_what_a_template_raises_is_the_row_s_reason():

@@ -10,6 +10,7 @@ differences are ours on purpose, and stated for each template:
   template that is not the family's; we give each turn a document of its own, as a server would feed it, and learn the same answers.
 """
 
+import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +18,8 @@ import pytest
 
 from tests.templates import TEMPLATES, make_tokenizer
 from tunesmith.data.render import Renderer
-from tunesmith.data.sample import Sample
+from tunesmith.data.sample import RowError, Sample
+from tunesmith.data.sources import load_samples
 
 trl = pytest.importorskip("trl")
 SHIPPED = Path(trl.__file__).parent / "chat_templates"
@@ -171,3 +173,45 @@ def find(part: list[int], ids: list[int]) -> int:
     found = [place for place in range(len(ids) - len(part) + 1) if ids[place : place + len(part)] == part]
     assert found, "what is learned is not what TRL marks"
     return found[0]
+
+
+# --- rows with tools and thinking, as people have them ---
+
+DEMO = Path(__file__).parents[2] / "../shared/data/llamafactory_demo"
+FILES = {"glaive_toolcall_en_demo.json": 100, "reason_tool_use_demo_50.jsonl": 50}  # name -> how many rows of it
+REFUSED = {"llama3_1": "single tool-calls at once"}
+
+
+@pytest.mark.skipif(not DEMO.is_dir(), reason="the shared data are not here")
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize(
+    ("template", "family", "thinks", "stops"),
+    [
+        ("qwen2_5", "qwen2.5", False, ()),
+        ("qwen3", "qwen3", True, ()),
+        ("qwen3_5_think", "qwen3", True, ()),
+        ("llama3_1", "llama-3.2", False, ("<|eom_id|>",)),
+        ("gemma4_v5", "gemma-4", True, ("<turn|>", "<|tool_response>")),
+    ],
+)
+def test_answers_of_rows_with_tools_stand_where_apply_chat_template_has_them(template, family, thinks, stops, name):
+    tokenizer = make_tokenizer(family, (SHIPPED / f"{template}.jinja").read_text(encoding="utf-8"))
+    stop_ids = tokenizer.convert_tokens_to_ids(list(stops))
+    today = datetime.date.today().isoformat()
+    renderer = Renderer(tokenizer, stop_ids=stop_ids, thinking="keep" if thinks else "drop", date=today)
+    samples = load_samples(str(DEMO / name))[0][: FILES[name]]
+    learned = 0
+    for sample, documents in zip(samples, renderer.documents_of(samples), strict=True):
+        if isinstance(documents, RowError):
+            assert REFUSED[template] in str(documents)
+            continue
+        messages = [{key: value for key, value in m.items() if thinks or key != "reasoning_content"} for m in sample.messages]
+        given: dict[str, Any] = {"tools": list(sample.tools) or None, "tokenize": False}
+        for document in documents:
+            for turn, (start, end) in zip(document.turns, document.spans, strict=True):
+                prompt = tokenizer.apply_chat_template(messages[:turn], add_generation_prompt=True, **given)
+                full = tokenizer.apply_chat_template(messages[: turn + 1], **given)
+                assert document.ids[:start] == tokenizer(prompt, add_special_tokens=False)["input_ids"]
+                assert full.startswith(prompt) and full[len(prompt) :].rstrip() == tokenizer.decode(document.ids[start:end]).rstrip()
+                learned += 1
+    assert learned >= 50

@@ -3,12 +3,13 @@ whether the template wrote all of it."""
 
 import json
 import re
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Literal
 
 from tunesmith.data import notes
 from tunesmith.data.sample import Message, RowError
-from tunesmith.data.template import Habits
+from tunesmith.data.template import Habits, Render
 
 Thinking = Literal["keep", "drop", "empty"]
 
@@ -26,17 +27,44 @@ def without_thinking(message: Message) -> Message:
     return {key: value for key, value in message.items() if key != "reasoning_content"}
 
 
-def behind(prompt: str, full: str, message: Message, habits: Habits) -> tuple[str, str]:
-    """What the full rendering says where the prompt ends, and what the prompt holds that the full rendering does not."""
+def behind(render: Render, prompt: str, messages: Sequence[Message], tools: Sequence[dict[str, Any]], habits: Habits) -> tuple[str, str]:
+    """What the template writes for the last message where the prompt ends, and what of the prompt it does not write itself.
+
+    Some templates write history otherwise once a message follows: gpt-oss leaves out the thinking of finished work, Mistral
+    the system prompt in front of all but the last question. The message is written the same behind a history without them.
+    """
+    full = render(messages, tools, False)
+    found = _rest(prompt, full, habits)
+    history, bare = messages[:-1], [without_thinking(message) for message in messages[:-1]]
+    for other in (bare, [message for message in bare if message["role"] != "system"]):
+        if found is None and other != history:
+            try:
+                found = _rest(render(other, tools, True), render([*other, messages[-1]], tools, False), habits)
+            except RowError:
+                continue
+    if found is not None:
+        return found
+    spoken = messages[-1]["content"].strip()
+    if spoken and not messages[-1].get("tool_calls") and spoken in full:
+        return full[_begin(full, messages[-1], spoken, habits) :], ""
+    raise RowError("the model's chat template writes other things in front of the answer than a server feeds; mend chat_template")
+
+
+def _rest(prompt: str, full: str, habits: Habits) -> tuple[str, str] | None:
     if full.startswith(prompt):
         return full[len(prompt) :], ""
     header = prompt.removesuffix(habits.held)
-    if habits.held and full.startswith(header):
-        return full[len(header) :], habits.held
-    spoken = message["content"].strip()
-    if spoken and not message.get("tool_calls") and spoken in full:
-        return full[full.rindex(spoken) :], ""
-    raise RowError("the model's chat template writes other things in front of the answer than a server feeds; mend chat_template")
+    return (full[len(header) :], habits.held) if habits.held and full.startswith(header) else None
+
+
+def _begin(full: str, message: Message, spoken: str, habits: Habits) -> int:
+    """Where the last message begins in a text: at its words, or at what the template writes in front of them."""
+    place = full.rindex(spoken)
+    start, close = habits.block or ("", "")
+    for lead in (start + message.get("reasoning_content", "") + close, habits.lead):
+        if lead and full.endswith(lead, 0, place):
+            return place - len(lead)
+    return place
 
 
 def with_thinking(body: str, held: str, thought: str, habits: Habits, thinking: Thinking) -> tuple[str, str]:
@@ -94,8 +122,9 @@ def check_answer(message: Message, answer: str) -> bool:
 
 
 def _find_calls(messages: Sequence[Message], text: str, what: str) -> None:
-    for message in messages:
-        for call in message.get("tool_calls") or ():
-            name = call.get("function", call).get("name", "")
-            if name not in text:
-                raise RowError(f"the model's chat template leaves out {what} ({name!r}); take a model whose template writes tool calls")
+    """Some templates write the first of several calls only, so names are counted."""
+    calls = [call for message in messages for call in message.get("tool_calls") or ()]
+    for name, count in Counter(call.get("function", call).get("name", "") for call in calls).items():
+        if text.count(name) < count:
+            few = f"{what} ({name!r})" if name not in text else f"some of {what} ({name!r})"
+            raise RowError(f"the model's chat template leaves out {few}; take a model whose template writes tool calls")

@@ -10,3 +10,4 @@ THINK_OPENED = "answers without thinking that close at once the thinking block w
 LEFT_OUT = "messages that the template leaves out or changes"
 BESIDE_CALLS = "answers with tool calls whose text the template leaves out"
 NO_STOP = "answers that end with the tokenizer's end-of-sequence token, since the template writes no stop token"
+NINE_LETTERS = "conversations whose tool calls were given ids of nine letters, since the template refuses others"

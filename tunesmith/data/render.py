@@ -15,13 +15,14 @@ from typing import Any
 
 from tunesmith.data import notes
 from tunesmith.data.answers import Thinking, behind, check_answer, check_prompt, thought_and_spoken, with_thinking, without_thinking
+from tunesmith.data.call_ids import nine_letters
 from tunesmith.data.sample import Message, RowError, Sample
 from tunesmith.data.template import CLOSE, OPEN, Habits, Render, compile_template, probe
 from tunesmith.data.tokens import Encoder, Marked
 from tunesmith.data.turns import Tokens, Turn, tokenise
 from tunesmith.errors import UserError
 
-RULES = 2  # part of the fingerprint: raise it when the same sample comes to give other tokens
+RULES = 3  # part of the fingerprint: raise it when the same sample comes to give other tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +70,7 @@ class Renderer:
 
     def prompt_ids(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = ()) -> list[int]:
         """Exactly what a server feeds before the next assistant message. Raises RowError."""
-        prepared, _ = self._prepare(messages)
+        prepared, _ = self._prepare(messages, tools)
         (prepared, tools), hidden = self.encoder.hide(prepared, list(tools))
         prompt = Marked(self._prompt(prepared, tools), hidden)
         return self._begun(prompt.text, self.encoder.encode([prompt])[0])
@@ -150,9 +151,9 @@ class Renderer:
                 self.stop_tokens[habits.stop] = self.encoder.ids[habits.stop]
         return self._loaded[text]
 
-    def _prepare(self, messages: Sequence[Message]) -> tuple[list[Message], list[str]]:
+    def _prepare(self, messages: Sequence[Message], tools: Sequence[Any]) -> tuple[list[Message], list[str]]:
         """Messages with their thinking where the setting and the template want it, and the thinking that the template removes."""
-        loaded = self._template(())
+        loaded = self._template(tools)
         habit = loaded[1].thinking if loaded else "plain"
         prepared, removed = [], []
         for message in messages:
@@ -169,7 +170,7 @@ class Renderer:
                     message = without_thinking(message) | {"content": OPEN + thought + CLOSE + spoken}
             prepared.append(message)
             removed.append(aside)
-        return prepared, removed
+        return (nine_letters(prepared) if loaded and loaded[1].nine else prepared), removed
 
     def _prompt(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]]) -> str:
         loaded = self._template(tools)
@@ -183,7 +184,9 @@ class Renderer:
         return messages[0]["content"]
 
     def _turns(self, sample: Sample, only: int | None = None) -> list[Turn]:
-        prepared, removed = self._prepare(sample.messages)
+        prepared, removed = self._prepare(sample.messages, sample.tools)
+        renamed = any(a.get("tool_calls") != b.get("tool_calls") for a, b in zip(sample.messages, prepared, strict=True))
+        self.notes[notes.NINE_LETTERS] += renamed
         (messages, removed, tools), hidden = self.encoder.hide(prepared, removed, list(sample.tools))
         self.notes[notes.SPECIAL_TEXT] += bool(hidden)
         turns = []
@@ -208,7 +211,7 @@ class Renderer:
         if loaded is None:
             return messages[-1]["content"] + self.tokenizer.eos_token
         render, habits = loaded
-        body, held = behind(prompt, render(messages, tools, False), messages[-1], habits)
+        body, held = behind(render, prompt, messages, tools, habits)
         body, note = with_thinking(body, held, thought, habits, self.thinking)
         answer = self._until_stop(body, habits.tells if messages[-1].get("tool_calls") else habits.asks, habits.after)
         beside = check_answer(messages[-1], answer)

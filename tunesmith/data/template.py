@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cache
 from typing import Any, Literal
 
 from jinja2.exceptions import TemplateError
@@ -17,10 +18,12 @@ from tunesmith.data.sample import Message, RowError
 from tunesmith.data.tokens import Encoder
 from tunesmith.errors import UserError
 
+REFUSALS = (TemplateError, TypeError, KeyError, ValueError, AttributeError, IndexError)  # what a template raises over a row
 Render = Callable[[Sequence[Message], Sequence[dict[str, Any]], bool], str]
 
 QUESTION, ANSWER, REASON = "tunesmithquestion", "tunesmithanswer", "tunesmithreason"
-CALL = {"type": "function", "id": "tunesmith", "function": {"name": "tunesmithcall", "arguments": {}}}  # Mistral wants 9 letters
+CALL: dict[str, Any] = {"type": "function", "id": "tunesmith", "function": {"name": "tunesmithcall", "arguments": {}}}
+ARGUMENTS = {"tunesmithkey": "tunesmithvalue"}
 OPEN, CLOSE = "<think>\n", "\n</think>\n\n"  # as DeepSeek-R1 and Qwen3 write thinking
 
 
@@ -33,6 +36,7 @@ class Habits:
     asks: str  # where it writes no stop token: the token that opens the next question, if servers stop at it; else ""
     tells: str  # the same token behind tool calls: it opens their results
     held: str  # what the generation prompt holds that the template does not write in front of an answer
+    nine: bool  # it refuses tool calls whose ids are not nine letters or digits (Mistral's)
     thinking: Literal["written", "plain", "removed"]  # reasoning_content is written; <think> text is content; it is cut out
     block: tuple[str, str] | None  # what it writes in front of thinking and between thinking and content
     lead: str  # what it writes in front of an answer without thinking
@@ -60,20 +64,17 @@ def compile_template(template: str, tokenizer: Any, date: str) -> Render:
     def call(messages: Sequence[Message], tools: Sequence[dict[str, Any]], generation: bool) -> str:
         return compiled.render(messages=messages, tools=list(tools) or None, add_generation_prompt=generation, **context)
 
+    @cache
+    def wants_text() -> bool:
+        return _wants_text(lambda messages: call(messages, (), False))
+
     def render(messages: Sequence[Message], tools: Sequence[dict[str, Any]], generation: bool) -> str:
         messages = [_served(message) for message in messages]
-        calls = any("tool_calls" in message for message in messages)
+        if any("tool_calls" in message for message in messages) and wants_text():
+            messages = _arguments_as_text(messages)
         try:
-            try:
-                text = call(messages, tools, generation)
-            except TypeError:
-                if not calls:
-                    raise
-                text = call(_arguments_as_text(messages), tools, generation)
-            if calls and _python_in(text, messages):
-                text = call(_arguments_as_text(messages), tools, generation)
-            return text
-        except (TemplateError, TypeError, KeyError, ValueError, AttributeError, IndexError) as error:
+            return call(messages, tools, generation)
+        except REFUSALS as error:
             raise RowError(f"the model's chat template refuses it: {error}") from None
 
     return render
@@ -87,14 +88,19 @@ def _served(message: Message) -> Message:
     return message
 
 
-def _functions(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    return [call.get("function", call) for message in messages for call in message.get("tool_calls", ())]
-
-
-def _python_in(text: str, messages: Sequence[Message]) -> bool:
-    """A template that adds arguments to a text without `tojson` writes Python's {'a': 1} where JSON was meant."""
-    arguments = [function.get("arguments") for function in _functions(messages)]
-    return any(isinstance(value, dict) and value and str(value) in text for value in arguments)
+def _wants_text(call: Callable[[list[Message]], str]) -> bool:
+    """Whether a template takes a call's arguments as JSON text: an object is an error there, or is written as Python's {'a': 1}."""
+    called = CALL | {"function": CALL["function"] | {"arguments": ARGUMENTS}}
+    talk: list[Message] = [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": "", "tool_calls": [called]}]
+    try:
+        return str(ARGUMENTS) in call(talk)
+    except TypeError:
+        try:
+            return json.dumps(ARGUMENTS) in call(_arguments_as_text(talk))
+        except REFUSALS:
+            return False
+    except REFUSALS:
+        return False
 
 
 def _arguments_as_text(messages: Sequence[Message]) -> list[Message]:
@@ -150,7 +156,8 @@ def probe(render: Render, encoder: Encoder, stops: Collection[str] = ()) -> Habi
         block, thinking = (OPEN, CLOSE), "removed"
     empty = written if block and _solid(written) == _solid("".join(block)) and _solid(written) else ""
     after = "" if stop else after
-    return Habits(stop, after, asks, tells, held, thinking, block, written, empty, opened, closed)  # type: ignore[arg-type]
+    nine = _tried(render, _called(asked, "call_1")) is None and _tried(render, _called(asked, CALL["id"])) is not None
+    return Habits(stop, after, asks, tells, held, nine, thinking, block, written, empty, opened, closed)  # type: ignore[arg-type]
 
 
 def _reasoned(render: Render, asked: list[Message], inside: bool = False) -> str | None:
@@ -193,9 +200,13 @@ def _opening(last: str, between: str, encoder: Encoder, stops: Collection[str]) 
 
 def _around_call(render: Render, asked: list[Message]) -> tuple[str, str]:
     """A conversation up to a tool call, and with its result; both empty where the template writes no tools."""
-    called = [*asked, {"role": "assistant", "content": "", "tool_calls": [CALL]}]
+    called = _called(asked, CALL["id"])
     result = {"role": "tool", "content": ANSWER, "tool_call_id": CALL["id"], "name": "tunesmithcall"}
     return _tried(render, called) or "", _tried(render, [*called, result]) or ""
+
+
+def _called(asked: list[Message], name: str) -> list[Message]:
+    return [*asked, {"role": "assistant", "content": "", "tool_calls": [CALL | {"id": name}]}]
 
 
 def _specials(text: str, encoder: Encoder) -> list[tuple[str, str]]:
