@@ -55,7 +55,7 @@ def open_stream(run: Run, renderer: Renderer) -> Corpus:
     work = Tokenise(renderer, run.data.max_length, run.data.on_overlength)
     chunks, key = open_chunks(
         sources,
-        lambda rows: with_replay(run, weights, rows),
+        lambda rows: with_replay(run, sources, weights, rows),
         work,
         cache_folder() / "tokens",
         seed=run.train.seed,
@@ -79,6 +79,9 @@ def read(run: Run, renderer: Renderer) -> Corpus:
     prepared = _prepared(run, renderer, sources)
     rows, held_out, set_aside = chosen(run, prepared, weights)
     documents = prepared.of_rows(rows)
+    if not len(documents):
+        where = "held out or left out" if set_aside else "dropped"
+        raise UserError(f"no row is left to learn from: all that can be learned are {where} (data.evaluate, weights)")
     report = prepared.report(np.unique(rows), documents)
     evaluation, told = _held_out(run, prepared, held_out) if len(held_out) else _evaluation(run, renderer, sources)
     report |= told
@@ -104,11 +107,11 @@ def _held_out(run: Run, prepared: Prepared, rows: npt.NDArray[np.int64]) -> tupl
 
 
 def training(run: Run) -> tuple[Sources, list[float]]:
-    """All sources to learn from, that of `data.replay` last, and their weights (that of replay is not known yet: NaN, or 1)."""
+    """All sources to learn from, that of `data.replay` last, and their weights; that of replay is known once rows are counted."""
     train, data = run.data.train, run.data
     named = [(train, 1.0)] if isinstance(train, str) else [(source.source, source.weight) for source in train]
     if data.replay is not None:
-        named.append((data.replay, 1.0 if "#" in data.replay else float("nan")))
+        named.append((data.replay, 1.0))
     reading = understand(**data.reading)
     return open_sources([name for name, _ in named], reading, data.info), [weight for _, weight in named]
 
@@ -147,7 +150,7 @@ def chosen(run: Run, prepared: Prepared, weights: list[float]) -> tuple[npt.NDAr
     """Rows to learn from (a row may come twice), rows held out, and how many rows are neither, for what reason."""
     assert prepared.sources is not None
     source_R = np.array(prepared.sources.source_F, np.int64)[prepared.file_R]
-    weights = with_replay(run, weights, np.bincount(source_R, minlength=len(weights)).tolist())
+    weights = with_replay(run, prepared.sources, weights, np.bincount(source_R, minlength=len(weights)).tolist())
     taken = [weighed(np.flatnonzero(source_R == number), weight) for number, weight in enumerate(weights)]
     rows_R = np.concatenate([np.zeros(0, np.int64), *taken])
     held_out_R = np.zeros(0, np.int64)
@@ -163,9 +166,12 @@ def chosen(run: Run, prepared: Prepared, weights: list[float]) -> tuple[npt.NDAr
     return rows_R, held_out_R, {reason: count for reason, count in set_aside.items() if count}
 
 
-def with_replay(run: Run, weights: list[float], rows: list[int]) -> list[float]:
-    """The weights, with that of `data.replay`: so many of its rows (all, where it has fewer) for each row of the others."""
-    if run.data.replay is None or weights[-1] == 1:
+def with_replay(run: Run, sources: Sources, weights: list[float], rows: list[int]) -> list[float]:
+    """The weights, with that of `data.replay`: so many of its rows (all, where it has fewer) for each row of the others.
+
+    Where its name says how many rows are taken, it is all of those.
+    """
+    if run.data.replay is None or sources.wanted[-1] is not None:
         return weights
     others = sum(weight * count for weight, count in zip(weights[:-1], rows[:-1], strict=True))
     return [*weights[:-1], min(1.0, run.data.replay_share * others / max(1, rows[-1]))]
