@@ -138,6 +138,10 @@ def test_what_an_answer_leaves_out():
         (said("assistant", "Yes."), "yes", "leaves out or changes the answer's text"),
         (said("assistant", "", tool_calls=[CALL]), "", r"the assistant's tool calls \('find'\)"),
         (said("assistant", "", tool_calls=[CALL, CALL]), "find", r"some of the assistant's tool calls \('find'\)"),
+        (said("assistant", "I find.", tool_calls=[CALL]), "I find.", r"the assistant's tool calls \('find'\)"),
+        (said("assistant", "", tool_calls=[CALL], reasoning_content="I find."), "I find.", r"the assistant's tool calls \('find'\)"),
     ):
         with pytest.raises(RowError, match=reason):
             check_answer(message, answer)
+    with pytest.raises(RowError, match="tool calls"):
+        check_answer(said("assistant", "", tool_calls=[CALL]), "I find.", "I find.")

@@ -111,9 +111,13 @@ def check_prompt(messages: Sequence[Message], tools: Sequence[dict[str, Any]], p
     return missing
 
 
-def check_answer(message: Message, answer: str) -> bool:
-    """Whether text beside tool calls was left out. Raises RowError where more is missing."""
-    _find_calls([message], answer, "the assistant's tool calls")
+def check_answer(message: Message, answer: str, thought: str = "") -> bool:
+    """Whether text beside tool calls was left out. `thought` was put in front. Raises RowError where more is missing."""
+    if message.get("tool_calls"):
+        calls = answer
+        for text in (thought, message.get("reasoning_content", ""), message["content"]):
+            calls = calls.replace(text.strip(), "", 1)  # thinking about a call names it too
+        _find_calls([message], calls, "the assistant's tool calls")
     if message["content"].strip() in answer:
         return False
     if not message.get("tool_calls"):

@@ -214,7 +214,7 @@ class Renderer:
         body, held = behind(render, prompt, messages, tools, habits)
         body, note = with_thinking(body, held, thought, habits, self.thinking)
         answer = self._until_stop(body, habits.tells if messages[-1].get("tool_calls") else habits.asks, habits.after)
-        beside = check_answer(messages[-1], answer)
+        beside = check_answer(messages[-1], answer, thought)
         self.notes.update([*([note] if note else []), *([notes.BESIDE_CALLS] if beside else [])])
         return answer
 
