@@ -166,13 +166,18 @@ def test_a_file_that_changes_meanwhile_is_refused(tmp_path, monkeypatch):
     assert store.load(tmp_path / ".cache", "index", module.TYPES) is None
 
 
-def test_parts_are_runs_of_rows_of_one_file(tmp_path):
+def test_each_file_is_read_once_and_rows_keep_their_order(tmp_path):
     for name in "ab":
         write(tmp_path / f"{name}.jsonl", [row(number) for number in range(5)])
     index = make_of(tmp_path / ".cache", tmp_path)
     again = np.array([False, False, True, False, True, False])
     block = index.block(np.array([0, 3, 0, 7, 7, 1]), again)
-    runs = [(part.number, part.rows.line_K.tolist(), part.rows.again_K.tolist()) for part in block.parts if isinstance(part.rows, Picks)]
-    assert runs == [(0, [1, 4, 1], [False, False, True]), (1, [3, 3], [False, True]), (0, [2], [False])]
+    picks = [(part.number, part.rows) for part in block.parts if isinstance(part.rows, Picks)]
+    found = [(number, rows.line_K.tolist(), rows.again_K.tolist(), rows.place_K.tolist()) for number, rows in picks]
+    assert found == [(0, [1, 1, 2, 4], [False, True, False, False], [0, 2, 5, 1]), (1, [3, 3], [False, True], [3, 4])]
+    samples = list(_samples(block.parts, _Making()))
+    assert [(number, int(sample.origin[-1]), repeated) for number, sample, repeated in samples] == [
+        (0, 1, False), (0, 4, False), (0, 1, True), (1, 3, False), (1, 3, True), (0, 2, False)
+    ]  # fmt: skip
     assert block.size == sum(index.end_R[n] - index.begin_R[n] for n in (0, 3, 0, 7, 7, 1))
     assert index.block(np.zeros(0, np.int64), np.zeros(0, np.bool_)).parts == []

@@ -122,7 +122,7 @@ def test_a_row_that_comes_again_is_learned_and_not_counted_again(tmp_path, work)
     order = np.array([3, 0, 5, 0, 1, 6, 3, 5, 2, 4, 4, 2])
     again = np.array([list(order[:n]).count(row) > 0 for n, row in enumerate(order)])
     [part] = next(iter(blocks(open_sources([str(path)], understand()), [], []))).parts
-    picks = Picks(path, str(path), "utf-8", stamp_of(path), False, begin_K[order], end_K[order], order + 1, again)
+    picks = Picks(path, str(path), "utf-8", stamp_of(path), False, begin_K[order], end_K[order], order + 1, again, np.arange(len(order)))
     piece = work(Block([dataclasses.replace(part, rows=picks)], 1))
     assert piece.line_R.tolist() == [4, 1, 1, 2, 7, 4, 3, 5, 5, 3] and piece.again_R.tolist() == [False, False, True] + [False] * 2 + [
         True, False, False, True, True
@@ -138,7 +138,7 @@ def test_a_row_that_comes_again_is_learned_and_not_counted_again(tmp_path, work)
 def test_picked_rows_of_a_file_that_changed_are_refused(tmp_path, work):
     path = write(tmp_path / "a.jsonl", rows_of_all_fates())
     none = np.zeros(0, np.int64)
-    picks = Picks(path, "mine.jsonl", "utf-8", stamp_of(path), False, none, none, none, np.zeros(0, np.bool_))
+    picks = Picks(path, "mine.jsonl", "utf-8", stamp_of(path), False, none, none, none, np.zeros(0, np.bool_), none)
     block = Block([Part(0, understand(), None, picks)], 1)  # type: ignore[arg-type]
     assert len(work(block).fate_R) == 0
     os.utime(path, ns=(1, 1))

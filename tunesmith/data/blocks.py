@@ -41,8 +41,8 @@ class Sources:
 
     @property
     def bytes(self) -> int:
-        """Size of all files on the disk."""
-        return sum(file.path.stat().st_size for file in self.files if file.path is not None)
+        """Size of all files on the disk when they were opened."""
+        return sum(stamp[0] for stamp in self.stamps if stamp is not None)
 
     @property
     def suffixes(self) -> set[str]:

@@ -61,19 +61,18 @@ class Index:
 
     def block(self, rows: npt.NDArray[np.int64], again: npt.NDArray[np.bool_]) -> Block:
         """Some rows in that order, as a block to be worked on; those that came before are marked."""
-        file_K = self.file_R[rows]
-        borders = [0, *(np.flatnonzero(np.diff(file_K)) + 1).tolist(), len(rows)]
-        parts = []
-        for first, last in itertools.pairwise(borders):
-            if first < last:
-                parts.append(self._part(int(file_K[first]), rows[first:last], again[first:last]))
+        place_K = np.lexsort((self.begin_R[rows], self.file_R[rows]))  # each file is opened once and read from front to back
+        borders = (np.flatnonzero(np.diff(self.file_R[rows[place_K]])) + 1).tolist()
+        parts = [self._part(rows[place_P], again[place_P], place_P) for place_P in np.split(place_K, borders) if len(place_P)]
         return Block(parts, int((self.end_R[rows] - self.begin_R[rows]).sum()))
 
-    def _part(self, number: int, rows: npt.NDArray[np.int64], again: npt.NDArray[np.bool_]) -> Part:
+    def _part(self, rows: npt.NDArray[np.int64], again: npt.NDArray[np.bool_], place_P: npt.NDArray[np.int64]) -> Part:
+        """P rows of one file, and their places in the block."""
+        number = int(self.file_R[rows[0]])
         file = self.files[number]
         assert file is not None
-        places = (self.begin_R[rows], self.end_R[rows], self.line_R[rows])
-        picks = Picks(file.path, self.sources.files[number].name, file.codec, file.stamp, file.ours, *places, again)
+        places = (self.begin_R[rows], self.end_R[rows], self.line_R[rows], again, place_P)
+        picks = Picks(file.path, self.sources.files[number].name, file.codec, file.stamp, file.ours, *places)
         return Part(number, reading_of(self.sources.files[number], self.sources.reading), file.decided, picks)
 
 

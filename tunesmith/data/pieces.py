@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO
 
 import numpy as np
 import numpy.typing as npt
@@ -71,6 +71,7 @@ class Picks:
     end_K: npt.NDArray[np.int64]
     line_K: npt.NDArray[np.int64]
     again_K: npt.NDArray[np.bool_]  # a row that came before: of a weighted source, learned but not counted again
+    place_K: npt.NDArray[np.int64]  # of the row in its block, whose rows may stand in many files
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,37 +210,37 @@ class _Making:
 
 def _samples(parts: Sequence[Part], making: _Making) -> Iterator[tuple[int, Sample, bool]]:
     """The usable rows with the number of their file, and whether they came before; all others are counted in `making`."""
-    for part in parts:
+    for part, row, again in _in_order(parts):
+        if isinstance(row, Sample):  # of a source from which a sample was taken: counted when it was
+            yield part.number, row, False
+            continue
         tally = making.tallies.setdefault(part.number, Tally())
-        for row, again in _rows(part.rows):
-            if isinstance(row, Sample):  # of a source from which a sample was taken: counted when it was
-                yield part.number, row, False
-                continue
-            found = to_sample(row, part.reading, part.decided, Tally() if again else tally)
-            making.rows[part.number] += not again
-            if isinstance(found, Sample) and (reason := judged(found)):
-                found = BadRow(row.origin, row.line, reason)
-            if not isinstance(found, BadRow):
-                yield part.number, found, again
-            elif not again:
-                making.bad.setdefault(part.number, []).append(found)
+        found = to_sample(row, part.reading, part.decided, Tally() if again else tally)
+        making.rows[part.number] += not again
+        if isinstance(found, Sample) and (reason := judged(found)):
+            found = BadRow(row.origin, row.line, reason)
+        if not isinstance(found, BadRow):
+            yield part.number, found, again
+        elif not again:
+            making.bad.setdefault(part.number, []).append(found)
 
 
-def _rows(rows: Any) -> Iterator[tuple[Row | BadRow | Sample, bool]]:
-    """Rows, and whether each came before. Raises Unreadable where a file is no longer what it was."""
-    if not isinstance(rows, Lines | Picks):
-        yield from ((row, False) for row in rows)
-        return
-    decoder = Decoder()
-    try:
-        with open(rows.path, "rb") as file:
-            for line, text, again in _lines(file, rows) if isinstance(rows, Lines) else _picked(file, rows):
-                if isinstance(rows, Picks) and rows.ours:
-                    yield Row(rows.name, line, json.loads(text)), again
-                elif (row := row_of_line(rows.name, line, text, decoder)) is not None:
-                    yield row, again
-    except (OSError, UnicodeError):
-        raise Unreadable(rows.name, 0, CHANGED) from None
+def _in_order(parts: Sequence[Part]) -> Iterator[tuple[Part, Row | BadRow | Sample, bool]]:
+    """Rows, and whether each came before: part after part, but single lines in their order, whatever file they stand in.
+
+    Raises Unreadable where a file is no longer what it was.
+    """
+    picked: list[tuple[int, Part, Row | BadRow, bool]] = []
+    for part in parts:
+        try:
+            if isinstance(part.rows, Picks):
+                picked += ((place, part, row, again) for place, row, again in _picked(part.rows))
+            else:
+                yield from ((part, row, False) for row in (_lines(part.rows) if isinstance(part.rows, Lines) else part.rows))
+        except (OSError, UnicodeError):
+            assert isinstance(part.rows, Picks | Lines)
+            raise Unreadable(part.rows.name, 0, CHANGED) from None
+    yield from ((part, row, again) for _, part, row, again in sorted(picked, key=lambda each: each[0]))
 
 
 def stamp_of(path: Path | None) -> Stamp:
@@ -251,23 +252,33 @@ def stamp_of(path: Path | None) -> Stamp:
     return (status.st_size, status.st_mtime_ns) if status is not None else None
 
 
-def _lines(file: Any, lines: Lines) -> Iterator[tuple[int, str, bool]]:
-    file.seek(lines.begin)
-    content = file.read(lines.end - lines.begin)
-    if lines.begin == 0:
-        content = content.removeprefix(codecs.BOM_UTF8)
-    for line, text in enumerate(content.decode(lines_codec(lines.codec)).split("\n"), start=lines.first):
-        yield line, text, False
+def _lines(lines: Lines) -> Iterator[Row | BadRow]:
+    decoder = Decoder()
+    with open(lines.path, "rb") as file:
+        text = _text(file, lines.begin, lines.end, lines.codec)
+    for line, part in enumerate(text.split("\n"), start=lines.first):
+        if (row := row_of_line(lines.name, line, part, decoder)) is not None:
+            yield row
 
 
-def _picked(file: Any, picks: Picks) -> Iterator[tuple[int, str, bool]]:
-    places = (picks.begin_K, picks.end_K, picks.line_K, picks.again_K)
+def _picked(picks: Picks) -> Iterator[tuple[int, Row | BadRow, bool]]:
+    """Rows with their places, and whether each came before."""
     if stamp_of(picks.path) != picks.stamp:  # the run may have begun days ago
         raise Unreadable(picks.name, 0, CHANGED)
-    for begin, end, line, again in zip(*(place_K.tolist() for place_K in places), strict=True):
-        file.seek(begin)
-        content = file.read(end - begin)
-        yield line, (content.removeprefix(codecs.BOM_UTF8) if begin == 0 else content).decode(lines_codec(picks.codec)), again
+    decoder = Decoder()
+    arrays = (picks.begin_K, picks.end_K, picks.line_K, picks.again_K, picks.place_K)
+    with open(picks.path, "rb") as file:
+        for begin, end, line, again, place in zip(*(array_K.tolist() for array_K in arrays), strict=True):
+            text = _text(file, begin, end, picks.codec)
+            row = Row(picks.name, line, json.loads(text)) if picks.ours else row_of_line(picks.name, line, text, decoder)
+            if row is not None:
+                yield place, row, again
+
+
+def _text(file: IO[bytes], begin: int, end: int, codec: str) -> str:
+    file.seek(begin)
+    content = file.read(end - begin)
+    return (content.removeprefix(codecs.BOM_UTF8) if begin == 0 else content).decode(lines_codec(codec))
 
 
 def lines_codec(codec: str) -> str:
