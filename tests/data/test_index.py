@@ -114,6 +114,17 @@ def test_a_damaged_copy_is_made_anew(tmp_path, damage):
     assert read(make_of(tmp_path / ".cache", tmp_path / "a.json"), [0, 1]) == expected
 
 
+def test_a_copy_may_be_written_again_by_another_run(tmp_path):
+    (tmp_path / "a.json").write_text(json.dumps([row(1), row(2)]))
+    index = make_of(tmp_path / ".cache", tmp_path / "a.json")
+    expected = read(index, [0, 1])
+    os.utime(tmp_path / ".cache" / "rows-0.jsonl", (1, 1))
+    assert read(index, [0, 1]) == expected
+    (tmp_path / ".cache" / "rows-0.jsonl").unlink()
+    with pytest.raises(UserError, match="changed or vanished"):
+        read(index, [0, 1])
+
+
 def test_bad_rows_of_other_kinds_are_told_at_once(tmp_path):
     (tmp_path / "a.csv").write_text("prompt,completion\nHi,Yes.\nHi,Yes.,more\n,\nHi,\n")
     index = make_of(tmp_path / ".cache", tmp_path / "a.csv")

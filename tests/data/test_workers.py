@@ -53,6 +53,13 @@ def end_if(number: int) -> int:
     return number
 
 
+def depth(nested: list) -> int:
+    count = 0
+    while nested:
+        nested, count = nested[0], count + 1
+    return count
+
+
 def sleep(seconds: float) -> float:
     time.sleep(seconds)
     return seconds
@@ -127,6 +134,14 @@ def test_a_stray_print_harms_nothing(capfd):
         assert list(workers.map(["a", "b" * 100_000])) == ["aa", "b" * 200_000]
     said = capfd.readouterr()
     assert "a stray print" in said.err and "compiled code" in said.err and "process of its own" in said.err and not said.out
+
+
+def test_what_is_nested_too_deeply_to_be_sent_is_worked_on_here():
+    nested: list = []
+    for _ in range(900):
+        nested = [nested]
+    with Workers(depth, 1) as workers:
+        assert list(workers.map([[[]], nested, [[[]]]])) == [1, 900, 2]
 
 
 def test_a_killed_worker_is_an_error_that_says_what_to_do():

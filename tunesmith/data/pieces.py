@@ -263,7 +263,9 @@ def _lines(lines: Lines) -> Iterator[Row | BadRow]:
 
 def _picked(picks: Picks) -> Iterator[tuple[int, Row | BadRow, bool]]:
     """Rows with their places, and whether each came before."""
-    if stamp_of(picks.path) != picks.stamp:  # the run may have begun days ago
+    found, known = stamp_of(picks.path), picks.stamp
+    again_written = picks.ours and found and known and found[0] == known[0]  # by another run, and the same
+    if found != known and not again_written:  # the run may have begun days ago
         raise Unreadable(picks.name, 0, CHANGED)
     decoder = Decoder()
     arrays = (picks.begin_K, picks.end_K, picks.line_K, picks.again_K, picks.place_K)

@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from queue import SimpleQueue
+from threading import Lock
 from typing import IO, Any
 
 from tunesmith.errors import UserError
@@ -28,7 +29,7 @@ class Workers:
     """`count` processes that each hold `work`, a callable that can be pickled; none at all where `count` is 0."""
 
     def __init__(self, work: Work, count: int):
-        self._work = work
+        self._work, self._here = work, Lock()
         self._idle: SimpleQueue[subprocess.Popen[bytes]] = SimpleQueue()
         held = pickle.dumps(work, protocol=pickle.HIGHEST_PROTOCOL) if count else b""
         self._processes: list[subprocess.Popen[bytes]] = []
@@ -86,10 +87,15 @@ class Workers:
             self._idle.put(process)
 
     def _do(self, item: Any) -> Any:
+        try:
+            content = pickle.dumps(item, protocol=pickle.HIGHEST_PROTOCOL)
+        except RecursionError:  # nested too deeply to be sent
+            with self._here:
+                return self._work(item)
         process = self._idle.get()
         assert process.stdin is not None and process.stdout is not None
         try:
-            _send(process.stdin, pickle.dumps(item, protocol=pickle.HIGHEST_PROTOCOL))
+            _send(process.stdin, content)
             done, result = pickle.loads(_receive(process.stdout))
         except (OSError, EOFError):
             raise UserError(f"a tokenising process ended ({_ending(process)}); data.workers=0 does without") from None
