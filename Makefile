@@ -23,6 +23,7 @@ DATA ?= data
 bench: setup
 	.venv/bin/python benchmarks/speed.py --data $(DATA)/llamafactory_demo/alpaca_en_demo.json
 	.venv/bin/python benchmarks/peers.py --data $(DATA)/llamafactory_demo/alpaca_en_demo.json
+	.venv/bin/python benchmarks/data.py --data $(DATA)/llamafactory_demo/alpaca_en_demo.json
 	.venv/bin/python benchmarks/before_after.py --data-root $(DATA)
 	.venv/bin/python benchmarks/readme.py
 

@@ -104,7 +104,24 @@ def interval(difference: dict[str, Any] | None) -> str:
     return f"{100 * difference['value']:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
 
 
-TABLES: dict[str, Callable[[dict[str, Any]], str]] = {"speed": speed, "peers": peers, "before_after": before_after}
+def data(found: dict[str, Any]) -> str:
+    median, rounds = found["median"], f"median of {found['repeats']} rounds" if found["repeats"] > 1 else "one round"
+    lines = [
+        f"From a file of {found['mb']} MB to proved tokens at {median['whole_mb_per_second']:.2f} MB of rendered text a second, processes' start "
+        f"included; the tokenizer alone, on rendered texts and all cores, does {median['tokenizer_mb_per_second']:.2f} MB/s: a share of "
+        f"{median['share_of_tokenizer']:.0%} ({rounds}).",
+        "",
+        "| with `train.steps` | first step after | memory of the run | memory of its processes |",
+        "|---|---|---|---|",
+    ]
+    for name, each in found["large"].items():
+        run, others = each["peak_anonymous_bytes"] / 1e6, each["processes_peak_anonymous_bytes"] / 1e6
+        lines.append(f"| {name} | {each['seconds_from_command_to_first_step']:.1f} s | {run:.0f} MB | {others:.0f} MB |")
+    told = "Alpaca rows; seconds from the command on, the import of torch included; a tiny model; anonymous memory (`benchmarks/data.py`)."
+    return "\n".join([*lines, "", told])
+
+
+TABLES: dict[str, Callable[[dict[str, Any]], str]] = {"speed": speed, "peers": peers, "data": data, "before_after": before_after}
 
 if __name__ == "__main__":
     README.write_text(filled(README.read_text(encoding="utf-8")), encoding="utf-8")
