@@ -495,3 +495,15 @@ def test_pieces_are_what_the_names_of_their_files_say(opened, data):
         piece = pieces.load(chunks.folder / f"{number:06}.safetensors")
         assert piece is not None
         assert (piece.line_R - 1).tolist() == chunks.order_E[chunks.bounds[number] : chunks.bounds[number + 1]].tolist()
+
+
+def test_two_runs_may_stream_the_same_at_once(opened, tmp_path):
+    """Even where the second writes the copy of a table again that the first reads from."""
+    (tmp_path / "a.csv").write_text("prompt,completion\n" + "".join(f"Question {n},Answer {n}\n" for n in range(60)))
+    expected = tokens_of(opened(tmp_path / "a.csv", cache="alone"), 30)
+    first = opened(tmp_path / "a.csv")
+    first.rows(0)
+    shutil.rmtree(next((tmp_path / "cache").iterdir()) / "index")
+    second = opened(tmp_path / "a.csv")
+    found = [(tokens_of(first, step + 1)[step], tokens_of(second, step + 1)[step]) for step in range(30)]
+    assert found == [(tokens, tokens) for tokens in expected]
