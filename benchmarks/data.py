@@ -114,9 +114,9 @@ def alone(file: Path) -> float:
 
 def whole(file: Path) -> float:
     """The whole way, processes' start included."""
-    from tunesmith.data.blocks import open_sources
-    from tunesmith.data.documents import prepare
-    from tunesmith.data.render import Renderer
+    from tunesmith.data.corpus.blocks import open_sources
+    from tunesmith.data.corpus.documents import prepare
+    from tunesmith.data.rendering.render import Renderer
     from tunesmith.data.sources import understand
 
     tokenizer = loaded()

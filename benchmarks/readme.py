@@ -107,9 +107,9 @@ def interval(difference: dict[str, Any] | None) -> str:
 def data(found: dict[str, Any]) -> str:
     median, rounds = found["median"], f"median of {found['repeats']} rounds" if found["repeats"] > 1 else "one round"
     lines = [
-        f"From a file of {found['mb']} MB to proved tokens at {median['whole_mb_per_second']:.2f} MB of rendered text a second, processes' start "
-        f"included; the tokenizer alone, on rendered texts and all cores, does {median['tokenizer_mb_per_second']:.2f} MB/s: a share of "
-        f"{median['share_of_tokenizer']:.0%} ({rounds}).",
+        f"From a file of {found['mb']} MB to proved tokens at {median['whole_mb_per_second']:.2f} MB of rendered text a second, with the "
+        f"processes' start; the tokenizer alone, on rendered texts and all cores, does {median['tokenizer_mb_per_second']:.2f} MB/s: "
+        f"a share of {median['share_of_tokenizer']:.0%} ({rounds}).",
         "",
         "| with `train.steps` | first step after | memory of the run | memory of its processes |",
         "|---|---|---|---|",

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tunesmith.data.resolve import File
+from tunesmith.data.names.resolve import File
 from tunesmith.data.sample import FileReport, Sample
 from tunesmith.data.sources import read_samples, understand
 

@@ -125,7 +125,7 @@ def test_run_files_that_pages_show_load(path: Path, tmp_path: Path) -> None:
 
 def test_the_first_steps_say_what_the_program_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The file that docs/start.md has people write is read as that page says."""
-    from tunesmith.data.check import check
+    from tunesmith.data.look.check import check
     from tunesmith.data.sources import understand
 
     page = (ROOT / "docs/start.md").read_text(encoding="utf-8")

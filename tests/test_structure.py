@@ -29,7 +29,7 @@ ORDER = [
 # What `--help`, completion and the schema pass through: answering in well under a second leaves no room for these.
 HEAVY = {"torch", "transformers", "bitsandbytes", "accelerate", "matplotlib", "pyarrow", "peft", "huggingface_hub", "tokenizers"}
 LIGHT = ["config.py", "run_yaml.py", "errors.py", "events.py", "cli.py", "methods/settings.py"]
-LIGHT += ["data/read.py", "data/sample.py", "data/check.py"]
+LIGHT += ["data/files/read.py", "data/sample.py", "data/look/check.py"]
 LIGHT_FOLDERS = ["data/formats", "verbs"]
 
 # shelf: folder of its pages, files in it that are not things of the shelf
@@ -246,7 +246,7 @@ def test_nothing_is_unpickled() -> None:
     """torch.load, pickle and their kin run whatever a file tells them to."""
     for path in sources():
         for module, line, _ in imports(path):
-            spoken = path == PACKAGE / "data/workers.py"  # to its own processes, over pipes that nobody else holds; nothing is read from a file
+            spoken = path == PACKAGE / "data/corpus/workers.py"  # to its own processes, over pipes that nobody else holds
             assert spoken or module.split(".")[0] not in {"pickle", "cloudpickle", "dill", "joblib", "shelve"}, f"{path}:{line}: {module}"
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call):

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 from tests import runs
 from tests.runs import own_cache  # noqa: F401
 from tunesmith import config, tuned
-from tunesmith.data.render import Renderer
+from tunesmith.data.rendering.render import Renderer
 from tunesmith.errors import UserError
 from tunesmith.models import load as loading
 from tunesmith.models.nf4 import Nf4Linear

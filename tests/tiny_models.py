@@ -8,7 +8,7 @@ import numpy as np
 import torch
 import transformers as t
 
-from tunesmith.data.documents import Documents, flat
+from tunesmith.data.corpus.documents import Documents, flat
 from tunesmith.models.load import quiet
 
 VOCABULARY = 96

@@ -92,7 +92,6 @@ class Data(Settings):
     date: Literal["today"] | Date = "today"
     """The date (YYYY-MM-DD) that a chat template prints; today is fixed when the run is made, and stored."""
 
-
     @property
     def reading(self) -> dict[str, Any]:
         """How files and rows are understood, as `data.sources.understand` takes it."""

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from tunesmith import config, hardware
-from tunesmith.data.render import Renderer
+from tunesmith.data.rendering.render import Renderer
 from tunesmith.errors import UserError
 from tunesmith.methods import layout
 from tunesmith.methods.tuning import Tuning

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tunesmith.data.check import as_json, check
+from tunesmith.data.look.check import as_json, check
 
 DIRTY = Path(__file__).parents[2].parent / "shared" / "data" / "dirty"
 MANIFEST = {case["file"]: case for case in json.loads((DIRTY / "manifest.json").read_text(encoding="utf-8"))} if DIRTY.is_dir() else {}

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from tunesmith.data import builtin
+from tunesmith.data.names import builtin
 from tunesmith.data.sample import FileReport, Sample
 from tunesmith.data.sources import load_samples, pick, weigh
 from tunesmith.errors import UserError

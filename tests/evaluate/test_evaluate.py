@@ -3,7 +3,7 @@ from types import SimpleNamespace
 import pytest
 
 from tests.fake_tuned import FakeTuned, fake_tuned
-from tunesmith.data.render import Renderer
+from tunesmith.data.rendering.render import Renderer
 from tunesmith.data.sample import Sample
 from tunesmith.errors import UserError
 from tunesmith.evaluate import evaluate as module

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from tests.conftest import write_byte_tokenizer
-from tunesmith.data.render import Renderer
+from tunesmith.data.rendering.render import Renderer
 from tunesmith.export.difference import compare, logits_of, prompts
 from tunesmith.models import load as loading
 

@@ -51,7 +51,7 @@ def test_rows_are_counted(rows):
 
 @pytest.mark.parametrize("source", ["o/n", "ms:o/n:en", "far", "o/n#5"])
 def test_nothing_is_fetched(rows, source, monkeypatch):
-    monkeypatch.setattr("tunesmith.data.hub.fetch", lambda *_, **__: pytest.fail("fetched"))
+    monkeypatch.setattr("tunesmith.data.names.hub.fetch", lambda *_, **__: pytest.fail("fetched"))
     t = Translation("Tool", {})
     t.settings["data.train"] = source
     assert measure(t, 1024) == f"{source} lies on a hub"

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.tiny_models import some_documents, tiny
-from tunesmith.data.batches import Plan
+from tunesmith.data.corpus.batches import Plan
 from tunesmith.errors import UserError
 from tunesmith.methods import method
 from tunesmith.methods.method import METHODS

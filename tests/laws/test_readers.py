@@ -18,8 +18,8 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from tunesmith.data.read import Row, read_rows
-from tunesmith.data.recognise import Unreadable
+from tunesmith.data.files.read import Row, read_rows
+from tunesmith.data.files.recognise import Unreadable
 from tunesmith.data.sample import BadRow, FileReport
 
 settings.register_profile(

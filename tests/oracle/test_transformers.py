@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from tests.tiny_models import some_documents, tiny
-from tunesmith.data.batches import Plan, Row, make_row
-from tunesmith.data.documents import Documents
+from tunesmith.data.corpus.batches import Plan, Row, make_row
+from tunesmith.data.corpus.documents import Documents
 from tunesmith.methods import full, lora, method
 from tunesmith.methods.settings import Full
 from tunesmith.methods.settings import LoRA as Settings

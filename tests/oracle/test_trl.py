@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from tests.templates import TEMPLATES, make_tokenizer
-from tunesmith.data.render import Renderer
+from tunesmith.data.rendering.render import Renderer
 from tunesmith.data.sample import RowError, Sample
 from tunesmith.data.sources import load_samples
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.tiny_models import some_documents, tiny
-from tunesmith.data.batches import make_row
+from tunesmith.data.corpus.batches import make_row
 from tunesmith.methods import lora, method
 from tunesmith.methods.settings import LoRA as Settings
 from tunesmith.models import attention

@@ -11,7 +11,7 @@ from tests import runs
 from tests.runs import own_cache  # noqa: F401
 from tests.templates import make_tokenizer
 from tunesmith import config, events, hardware
-from tunesmith.data.render import Renderer
+from tunesmith.data.rendering.render import Renderer
 from tunesmith.errors import Interrupted, UserError
 from tunesmith.train import checkpoint, corpora, folder, loop
 from tunesmith.train.corpora import Corpus
@@ -273,7 +273,7 @@ def test_processes_are_started_where_it_pays(monkeypatch):
 
 
 def test_streamed_documents_are_weighted_as_read_ones(renderer, three, monkeypatch):
-    monkeypatch.setattr("tunesmith.data.stream.CHUNK", 400)
+    monkeypatch.setattr("tunesmith.data.corpus.stream.CHUNK", 400)
     data = {"train": sources(three, a=0.5, b=2), "replay": str(three / "c.jsonl"), "replay_share": 0.1, "evaluate": str(three / "c.jsonl")}
     whole, streamed = read(renderer, data), corpora.open_stream(run_of(data, steps=5), renderer)
     assert streamed.chunks is not None and len(streamed.chunks) > 5
@@ -299,8 +299,8 @@ STREAM = {"data.stream": True, "data.max_length": 128}
 
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tunesmith.data.stream.CHUNK", 500)
-    monkeypatch.setattr("tunesmith.data.stream.FIRST", 4)
+    monkeypatch.setattr("tunesmith.data.corpus.stream.CHUNK", 500)
+    monkeypatch.setattr("tunesmith.data.corpus.stream.FIRST", 4)
 
 
 @pytest.fixture(scope="module")
@@ -386,8 +386,8 @@ def test_a_large_file_is_streamed_by_itself_with_processes(tiny_llama: Path, tmp
     data = tmp_path / "large.jsonl"
     data.write_text("".join(json.dumps({"prompt": f"Question {n}" + "?" * 200, "completion": f"Answer {n}."}) + "\n" for n in range(8000)))
     assert data.stat().st_size > 2_000_000
-    monkeypatch.setattr("tunesmith.data.stream.CHUNK", 20_000)
-    monkeypatch.setattr("tunesmith.data.stream.BURST", 1)
+    monkeypatch.setattr("tunesmith.data.corpus.stream.CHUNK", 20_000)
+    monkeypatch.setattr("tunesmith.data.corpus.stream.BURST", 1)
     changes = {"train.steps": 3, "train.tokens_per_step": 15_000, "train.row_tokens": 2048, "data.max_length": 512}
     for workers in (2, 0):
         monkeypatch.setenv("TUNESMITH_CACHE", str(tmp_path / f"cache-{workers}"))

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from tests.tiny_models import made_documents
-from tunesmith.data.batches import make_row
-from tunesmith.data.documents import Documents
+from tunesmith.data.corpus.batches import make_row
+from tunesmith.data.corpus.documents import Documents
 from tunesmith.models import attention
 from tunesmith.models import load as loading
 from tunesmith.step.forward import Forward

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from tunesmith.data.check import check
-from tunesmith.data.resolve import File
+from tunesmith.data.look.check import check
+from tunesmith.data.names.resolve import File
 from tunesmith.verbs import checked
 from tunesmith.verbs.checked import Reached, print_checked
 

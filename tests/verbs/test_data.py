@@ -75,7 +75,7 @@ def test_show_prints_the_tokens_of_the_first_rows(tiny_llama, capsys):
 
 def test_reading_data_needs_no_heavy_import():
     heavy = "sorted({'torch', 'transformers', 'numpy', 'datasets', 'pandas'} & set(sys.modules))"
-    code = f"import sys, tunesmith.verbs.data, tunesmith.data.check, tunesmith.data.sources; print({heavy})"
+    code = f"import sys, tunesmith.verbs.data, tunesmith.data.look.check, tunesmith.data.sources; print({heavy})"
     root = Path(data.__file__).parents[2]
     assert subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True).stdout == "[]\n"
 

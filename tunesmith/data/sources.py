@@ -10,10 +10,10 @@ from typing import Any, TypeVar
 from tunesmith.data import columns as renaming
 from tunesmith.data import shape
 from tunesmith.data.columns import Columns
+from tunesmith.data.files.read import Row, read_rows
+from tunesmith.data.files.recognise import Unreadable
 from tunesmith.data.formats import FORMATS
-from tunesmith.data.read import Row, read_rows
-from tunesmith.data.recognise import Unreadable
-from tunesmith.data.resolve import File, Resolved, resolve
+from tunesmith.data.names.resolve import File, Resolved, resolve
 from tunesmith.data.sample import BadRow, FileReport, RowError, Sample
 from tunesmith.errors import UserError
 
@@ -313,7 +313,7 @@ def _only(values: dict[str, Any], name: str, wanted: Columns) -> dict[str, Any]:
 def _rows(file: File, reading: Reading, report: FileReport) -> Iterable[Row | BadRow]:
     if file.path is not None:
         return read_rows(file.path, file.name, report, encoding=reading.encoding, documents=reading.documents)
-    from tunesmith.data.builtin import BUILTIN
+    from tunesmith.data.names.builtin import BUILTIN
 
     report.encoding = "utf-8"
     return [Row(file.name, line, values) for line, values in enumerate(BUILTIN[file.name.removeprefix("builtin:")](), start=1)]

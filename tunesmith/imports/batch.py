@@ -8,10 +8,10 @@ import itertools
 from dataclasses import dataclass
 from pathlib import Path
 
-from tunesmith.data import info as books
-from tunesmith.data import splits
-from tunesmith.data.lengths import estimated
-from tunesmith.data.resolve import resolve
+from tunesmith.data.look.lengths import estimated
+from tunesmith.data.names import info as books
+from tunesmith.data.names import splits
+from tunesmith.data.names.resolve import resolve
 from tunesmith.data.sample import BadRow, FileReport, RowError
 from tunesmith.data.sources import Reading, read_samples, understand
 from tunesmith.errors import UserError

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from tunesmith.data.batches import Row
+from tunesmith.data.corpus.batches import Row
 from tunesmith.models import attention, slots
 from tunesmith.models.head import decoder_of, head_of
 from tunesmith.models.proof import Proof, row_arguments

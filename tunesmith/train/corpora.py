@@ -8,12 +8,12 @@ import numpy.typing as npt
 
 from tunesmith import hardware
 from tunesmith.config import Run
-from tunesmith.data.blocks import Sources, open_sources
-from tunesmith.data.documents import Documents, Prepared, prepare, weighed
-from tunesmith.data.pieces import Tokenise
-from tunesmith.data.render import Renderer
+from tunesmith.data.corpus.blocks import Sources, open_sources
+from tunesmith.data.corpus.documents import Documents, Prepared, prepare, weighed
+from tunesmith.data.corpus.pieces import Tokenise
+from tunesmith.data.corpus.stream import Chunks, Stream, documents_of, open_chunks
+from tunesmith.data.rendering.render import Renderer
 from tunesmith.data.sources import pick, understand
-from tunesmith.data.stream import Chunks, Stream, documents_of, open_chunks
 from tunesmith.errors import UserError
 from tunesmith.models.source import cache_folder
 

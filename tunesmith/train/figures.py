@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from tunesmith import events, hardware
-from tunesmith.data.batches import Plan
-from tunesmith.data.stream import Stream
+from tunesmith.data.corpus.batches import Plan
+from tunesmith.data.corpus.stream import Stream
 from tunesmith.methods.tuning import Tuning
 from tunesmith.models import slots
 from tunesmith.models.load import Base

@@ -16,7 +16,7 @@ import torch
 
 from tunesmith import config, events, hardware
 from tunesmith.config import Run
-from tunesmith.data.batches import Plan, Row
+from tunesmith.data.corpus.batches import Plan, Row
 from tunesmith.errors import Interrupted, UserError
 from tunesmith.methods import method
 from tunesmith.methods.tuning import Tuning

@@ -2,8 +2,8 @@
 
 import torch
 
-from tunesmith.data.batches import Row, make_row
-from tunesmith.data.documents import Documents
+from tunesmith.data.corpus.batches import Row, make_row
+from tunesmith.data.corpus.documents import Documents
 from tunesmith.step import forward as forwards
 from tunesmith.step.forward import Forward
 

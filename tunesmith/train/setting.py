@@ -14,10 +14,10 @@ import torch
 
 from tunesmith import hardware
 from tunesmith.config import Run, parse
-from tunesmith.data.batches import Plan
-from tunesmith.data.documents import Documents
-from tunesmith.data.render import Renderer
-from tunesmith.data.stream import Stream
+from tunesmith.data.corpus.batches import Plan
+from tunesmith.data.corpus.documents import Documents
+from tunesmith.data.corpus.stream import Stream
+from tunesmith.data.rendering.render import Renderer
 from tunesmith.errors import UserError
 from tunesmith.methods import layout
 from tunesmith.methods.method import METHODS, build

@@ -71,7 +71,7 @@ def print_checked(found: list[Any]) -> None:
     from rich.console import Console
     from rich.text import Text
 
-    from tunesmith.data.lengths import RULE
+    from tunesmith.data.look.lengths import RULE
 
     console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
     if sys.stdout.isatty():
@@ -149,7 +149,7 @@ def _terminal(checked: Any, console: Any) -> None:
 def _draw_lengths(lengths: Any, console: Any) -> None:
     from rich.text import Text
 
-    from tunesmith.data.histogram import bins, draw, edges
+    from tunesmith.data.look.histogram import bins, draw, edges
 
     borders = edges(lengths.longest, lengths.limit.max_length)
     for line in draw(bins(lengths.rows, borders), borders, lengths.limit.max_length, _width(console), _blocks(console)):
@@ -160,7 +160,7 @@ def _draw_labels(labels: Any, console: Any) -> None:
     from rich.cells import cell_len, set_cell_size
     from rich.text import Text
 
-    from tunesmith.data.histogram import bar
+    from tunesmith.data.look.histogram import bar
 
     shown = labels.most_common(TOP)
     wide = min(40, max(cell_len(repr(label)) for label, _ in shown))

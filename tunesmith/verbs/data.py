@@ -43,8 +43,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _check(sources: list[str], data: config.Data, arguments: argparse.Namespace) -> int:
-    from tunesmith.data import check
-    from tunesmith.data.lengths import Limit, tokenised
+    from tunesmith.data.look import check
+    from tunesmith.data.look.lengths import Limit, tokenised
     from tunesmith.verbs.checked import Reached, print_checked
 
     reading = _understand(data, guess=True)
@@ -68,12 +68,12 @@ def _show(sources: list[str], data: config.Data, arguments: argparse.Namespace) 
     rows = ROWS if arguments.n is None and arguments.line is None else 1 if arguments.n is None else arguments.n
     if rows < 1:
         raise UserError(f"-n {rows}: how many rows to show, 1 or more")
-    from tunesmith.data.chosen import choose
+    from tunesmith.data.look.chosen import choose
 
     # rows that cannot be used are seen before a tokenizer is fetched
     chosen = choose(sources[0], _understand(data), rows, arguments.line, data.info)
 
-    from tunesmith.data.show import show
+    from tunesmith.data.look.show import show
 
     renderer = _renderer(arguments.model or MODEL, data)
     return show(chosen, renderer, max_length=data.max_length, on_overlength=data.on_overlength, served=arguments.served)
@@ -86,7 +86,7 @@ def _understand(data: config.Data, guess: bool = False) -> Any:
 
 
 def _renderer(model: str, data: config.Data) -> Any:
-    from tunesmith.data.render import Renderer
+    from tunesmith.data.rendering.render import Renderer
     from tunesmith.models.load import load_config, load_tokenizer, stop_ids
     from tunesmith.models.source import locate
 

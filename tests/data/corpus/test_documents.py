@@ -1,0 +1,387 @@
+import dataclasses
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.templates import TEMPLATES, make_tokenizer
+from tunesmith.data.corpus import documents as module
+from tunesmith.data.corpus import pieces, store
+from tunesmith.data.corpus.blocks import open_sources
+from tunesmith.data.corpus.documents import Documents, Prepared
+from tunesmith.data.rendering.notes import SPECIAL_TEXT
+from tunesmith.data.rendering.render import Renderer
+from tunesmith.data.sample import Sample
+from tunesmith.data.sources import understand
+from tunesmith.errors import UserError
+
+
+def chat(line: int, *contents: str) -> Sample:
+    roles = ["user", "assistant"] * len(contents)
+    return Sample(f"a.jsonl:{line}", tuple({"role": role, "content": content} for role, content in zip(roles, contents, strict=False)))
+
+
+LONG = "word " * 200
+ROWS = [
+    chat(1, "Hi", "Yes."),
+    chat(2, LONG, "Words."),
+    chat(3, "Hi <|im_end|>", "Yes.", "Why?", "So."),
+    Sample("b.txt:1", text=LONG),
+    Sample("a.jsonl:4", ({"role": "system", "content": LONG}, *chat(4, "Hi", "Yes.").messages)),
+]
+
+
+def prepare(samples, renderer, *, on_bad_row="error", **how) -> tuple[Documents, dict]:
+    """All documents and their `data.json`."""
+    prepared: Prepared = module.prepare(samples, renderer, **how)
+    prepared.refuse(on_bad_row, how["max_length"])
+    documents = prepared.of_rows(np.arange(prepared.rows))
+    return documents, prepared.report(np.arange(prepared.rows), documents)
+
+
+@pytest.fixture
+def renderer() -> Renderer:
+    return Renderer(make_tokenizer("qwen2.5"))
+
+
+def test_flat_arrays_hold_the_documents_and_the_fates_add_up(renderer):
+    seen = []
+    documents, report = prepare(ROWS, renderer, max_length=100, progress=lambda done, rows: seen.append((done, rows)))
+    assert seen[-1] == (5, 5)
+    assert {key: report[key] for key in ("rows", "kept", "cut", "split")} == {"rows": 5, "kept": 2, "cut": 1, "split": 1}
+    [dropped] = report["dropped"]
+    assert dropped["origin"] == "a.jsonl:4" and "system prompt" in dropped["reason"]
+    assert report["cut_origins"] == ["a.jsonl:2"] and report["notes"] == {SPECIAL_TEXT: 1}
+
+    assert len(documents) == report["documents"] == len(documents.origins) == len(documents.end_D)
+    assert documents.begin_D[0] == 0 and documents.end_D[-1] == documents.tokens == report["tokens"] == documents.lengths_D.sum()
+    assert (documents.ids_N.dtype, documents.learned_N.dtype, documents.end_D.dtype) == (np.uint32, np.bool_, np.int64)
+    assert documents.learned_tokens == report["learned_tokens"] == documents.learned_N.sum()
+    assert not documents.learned_N[documents.begin_D].any()  # a first token has nothing before it
+    assert documents.lengths_D.max() == report["longest"] <= 100
+    third = slice(documents.begin_D[2], documents.end_D[2])
+    learned = documents.ids_N[third][documents.learned_N[third]]
+    assert renderer.tokenizer.decode(learned.tolist()) == "Yes.<|im_end|>So.<|im_end|>"
+    assert documents.origins[:3] == ["a.jsonl:1", "a.jsonl:2", "a.jsonl:3"] and set(documents.origins[3:]) == {"b.txt:1"}
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3])
+def test_batches_change_nothing(renderer, monkeypatch, batch):
+    whole, report = prepare(ROWS, renderer, max_length=100)
+    monkeypatch.setattr(module, "BATCH", batch)
+    monkeypatch.setattr(pieces, "BATCH", batch + 1)
+    documents, same = prepare(ROWS, renderer, max_length=100)
+    assert same == report and documents.fingerprint == whole.fingerprint and documents.origins == whole.origins
+    assert report["proof"] == {"documents": len(documents), "spans": 4, "approximate": 0} and report["answers_without_end"] == 0
+
+
+def test_hashes_are_over_what_they_name(renderer):
+    documents, report = prepare(ROWS, renderer, max_length=100)
+    assert report["template_sha256"] == hashlib.sha256(TEMPLATES["qwen2.5"].encode()).hexdigest()
+    assert report["mask_sha256"] == documents.fingerprint
+    other = dataclasses.replace(documents, learned_N=~documents.learned_N)
+    assert other.fingerprint != documents.fingerprint
+    assert prepare(ROWS, Renderer(make_tokenizer("qwen2.5")), max_length=100)[0].fingerprint == documents.fingerprint
+
+
+def test_the_second_start_reads_the_cache(renderer, tmp_path, monkeypatch):
+    documents, report = prepare(ROWS, renderer, max_length=100, cache=tmp_path / "cache")
+    assert [path.name for path in (tmp_path / "cache").glob("*/*.json")] == ["report.json"]
+    json.dumps(report)
+
+    def never(*arguments):
+        raise AssertionError("rendered again")
+
+    monkeypatch.setattr(module, "_gather", never)
+    again, same = prepare(ROWS, Renderer(make_tokenizer("qwen2.5")), max_length=100, cache=tmp_path / "cache")
+    assert same == report and again.origins == documents.origins
+    for name in ("ids_N", "learned_N", "begin_D", "end_D", "learned_D"):
+        assert (
+            np.array_equal(getattr(again, name), getattr(documents, name)) and getattr(again, name).dtype == getattr(documents, name).dtype
+        )
+    changed = [
+        lambda: prepare(ROWS[:3], renderer, max_length=100, cache=tmp_path / "cache"),
+        lambda: prepare(ROWS, renderer, max_length=99, cache=tmp_path / "cache"),
+        lambda: prepare(ROWS, renderer, max_length=100, on_overlength="drop", cache=tmp_path / "cache"),
+        lambda: prepare(ROWS, Renderer(make_tokenizer("qwen2.5"), thinking="drop"), max_length=100, cache=tmp_path / "cache"),
+        lambda: prepare([chat(1, "Hi", "No."), *ROWS[1:]], renderer, max_length=100, cache=tmp_path / "cache"),
+    ]
+    for change in changed:
+        with pytest.raises(AssertionError, match="rendered again"):
+            change()
+
+
+@pytest.mark.parametrize("name", ["report.json", "ids_N.uint32", "learned_N.bool", "row_D.int64", "fate_R.uint8"])
+def test_a_broken_cache_is_made_anew(renderer, tmp_path, name):
+    documents, report = prepare(ROWS, renderer, max_length=100, cache=tmp_path)
+    [path] = tmp_path.glob(f"*/{name}")
+    whole = path.read_bytes()
+    flipped = whole[:-3] + bytes([whole[-3] ^ 1]) + whole[-2:]
+    for broken in (b"", whole[: len(whole) // 2], flipped):
+        path.write_bytes(broken)
+        again, same = prepare(ROWS, renderer, max_length=100, cache=tmp_path)
+        assert again.fingerprint == documents.fingerprint and same["mask_sha256"] == report["mask_sha256"]
+        assert path.read_bytes() == whole
+
+
+def test_a_cache_that_cannot_be_written_stops_nothing(renderer, tmp_path):
+    (tmp_path / "file").write_text("")
+    documents, _ = prepare(ROWS, renderer, max_length=100, cache=tmp_path / "file" / "cache")
+    assert documents.tokens > 0
+
+
+def test_rows_that_cannot_be_written_are_all_named(renderer):
+    call = {"type": "function", "function": {"name": "weather", "arguments": {}}}
+    bad = [
+        Sample(f"a.jsonl:{n}", ({"role": "user", "content": "Hi"}, {"role": "assistant", "content": "", "tool_calls": [call]}))
+        for n in range(30)
+    ]
+    renderer = Renderer(make_tokenizer("smollm2"))
+    with pytest.raises(UserError) as caught:
+        prepare([*bad, chat(99, "Hi", "Yes.")], renderer, max_length=100)
+    first, *rows = caught.value.problems
+    assert first.startswith("30 rows cannot be written") and rows[0].strip().startswith("a.jsonl:0: ") and "10 more" in rows[-2]
+    assert "data.on_bad_row=skip" in rows[-1]
+    documents, report = prepare([*bad, chat(99, "Hi", "Yes.")], renderer, max_length=100, on_bad_row="skip")
+    assert documents.origins == ["a.jsonl:99"] and len(report["dropped"]) == 30 and report["rows"] == 31
+    assert "weather" in report["dropped"][0]["reason"]
+
+
+@pytest.mark.parametrize("how", ["error", "split"])
+def test_long_rows_are_refused_with_the_cure(renderer, how):
+    with pytest.raises(UserError) as caught:
+        prepare(ROWS, renderer, max_length=100, on_overlength=how)
+    message = str(caught.value)
+    assert "a.jsonl:2: " in message and "data.max_length 100" in message and "data.on_overlength" in message
+    assert ("b.txt:1" in message) == (how == "error")
+
+
+def test_nothing_left_is_an_error(renderer):
+    with pytest.raises(UserError, match="no row is left"):
+        prepare([ROWS[4]], renderer, max_length=100)
+    with pytest.raises(UserError, match="no usable rows"):
+        prepare([], renderer, max_length=100)
+
+
+# --- files ---
+
+ARRAYS = ("ids_N", "learned_N", "begin_D", "end_D", "learned_D", "file_D", "line_D")
+
+
+def write_files(folder: Path) -> Path:
+    """Rows of all fates in lines, a table and an array of JSON, and a bad one in each."""
+    folder.mkdir(exist_ok=True)
+    rows = [{"prompt": f"Question {n}" + " more" * (n % 70), "completion": f"Answer {n} <|im_end|>"[: 12 + n % 9]} for n in range(120)]
+    system = [{"role": "system", "content": LONG}, {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes."}]
+    lines = [json.dumps(row) for row in [*rows, {"messages": system}, {"prompt": "no answer"}]]
+    (folder / "a.jsonl").write_text("\n".join(lines))
+    (folder / "b.csv").write_text("prompt,completion\n" + "".join(f"{row['prompt']},{row['completion']}\n" for row in rows) + "alone,\n")
+    (folder / "c.json").write_text(json.dumps([*rows, 7], indent=2))
+    return folder
+
+
+def from_files(renderer: Renderer, *names: Path | str, **how: Any) -> Prepared:
+    sources = open_sources([str(name) for name in names], understand())
+    return module.prepare(sources, renderer, **({"max_length": 60} | how))
+
+
+def same_arrays(one: Prepared, other: Prepared) -> bool:
+    pairs = [(getattr(one.documents, name), getattr(other.documents, name)) for name in ARRAYS]
+    pairs += [(getattr(one, name), getattr(other, name)) for name in ("row_D", "unended_D", "file_R", "line_R", "fate_R")]
+    return all(mine.dtype == theirs.dtype and np.array_equal(mine, theirs) for mine, theirs in pairs)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> Path:
+    return write_files(tmp_path_factory.mktemp("files") / "data")
+
+
+@pytest.mark.parametrize(("workers", "block"), [(0, 700), (1, 1 << 20), (2, 700), (2, 5000)])
+def test_processes_and_blocks_change_nothing(renderer, files, monkeypatch, tmp_path, workers, block):
+    whole = from_files(renderer, files)
+    monkeypatch.setattr("tunesmith.data.corpus.blocks.BLOCK", block)
+    seen: list[tuple[int, int]] = []
+    again = from_files(renderer, files, workers=workers, cache=tmp_path / "cache", progress=lambda *done: seen.append(done))
+    assert same_arrays(again, whole) and again.documents.fingerprint == whole.documents.fingerprint
+    assert again.facts == whole.facts and again.reports == whole.reports
+    assert seen == sorted(seen) and {of for _, of in seen} == {sum(path.stat().st_size for path in files.iterdir())}
+    assert (len(seen) > 10) == (block < 10_000)
+    kept = from_files(renderer, files, cache=tmp_path / "cache")
+    assert same_arrays(kept, whole) and kept.facts == json.loads(json.dumps(whole.facts)) and kept.reports == whole.reports
+
+
+def test_every_row_of_every_file_is_accounted_for(renderer, files):
+    prepared = from_files(renderer, files)
+    assert [(report.rows, report.good, len(report.bad)) for report in prepared.reports] == [(122, 121, 1), (121, 120, 1), (121, 120, 1)]
+    rows = np.arange(prepared.rows)
+    report = prepared.report(rows, prepared.of_rows(rows))
+    assert report["rows"] == 364 == report["kept"] + report["cut"] + report["split"] + len(report["dropped"])
+    assert [row["origin"].rpartition("/")[2] for row in report["dropped"]] == ["a.jsonl:122", "b.csv:122", "c.json:482", "a.jsonl:121"]
+    assert report["cut"] == len(report["cut_origins"]) > 50
+    assert [file["file"] for file in report["files"]] == ["a.jsonl", "b.csv", "c.json"]
+    with pytest.raises(UserError) as caught:
+        prepared.refuse("error", 60)
+    assert len(caught.value.problems) == 4 and "3 bad rows of 364" in caught.value.problems[-1]
+    prepared.refuse("skip", 60)
+
+
+def test_what_is_kept_is_found_by_content_and_settings_alone(renderer, tmp_path, monkeypatch):
+    folder, cache = write_files(tmp_path / "data"), tmp_path / "cache"
+    from_files(renderer, folder, cache=cache)
+
+    def never(*arguments):
+        raise AssertionError("tokenised again")
+
+    gather = module._gather
+    monkeypatch.setattr(module, "_gather", never)
+    os.utime(folder / "a.jsonl")  # touched, not changed
+    from_files(Renderer(make_tokenizer("qwen2.5")), folder, cache=cache, workers=2)
+    for other in (
+        lambda: from_files(renderer, f"{folder}#5", cache=cache),
+        lambda: from_files(renderer, folder / "a.jsonl", cache=cache),
+        lambda: from_files(renderer, folder, cache=cache, max_length=61),
+        lambda: from_files(renderer, folder, cache=cache, on_overlength="drop"),
+        lambda: from_files(Renderer(make_tokenizer("qwen3")), folder, cache=cache),
+    ):
+        with pytest.raises(AssertionError, match="tokenised again"):
+            other()
+    monkeypatch.setattr(module.store, "code", lambda: "another")  # which may read rows in another way
+    with pytest.raises(AssertionError, match="tokenised again"):
+        from_files(renderer, folder, cache=cache)
+    monkeypatch.undo()
+    monkeypatch.setattr(module, "_gather", gather)
+    content = (folder / "a.jsonl").read_bytes()
+    (folder / "a.jsonl").write_bytes(content.replace(b"Question 7", b"Question 8"))
+    changed = from_files(renderer, folder, cache=cache)
+    (folder / "a.jsonl").write_bytes(content)
+    assert changed.documents.fingerprint != from_files(renderer, folder, cache=cache).documents.fingerprint
+    assert len(list(cache.iterdir())) == 2
+
+
+def test_data_named_by_data_info_is_kept_too(renderer, tmp_path, monkeypatch):
+    write_files(tmp_path)
+    book = tmp_path / "dataset_info.json"
+    book.write_text(json.dumps({"mine": {"file_name": "b.csv", "columns": {"prompt": "prompt", "response": "completion"}}}))
+
+    def start() -> Prepared:
+        return module.prepare(open_sources(["mine"], understand(), str(book)), renderer, max_length=60, cache=tmp_path / "cache", workers=1)
+
+    first = start()
+    monkeypatch.setattr(module, "_gather", None)
+    assert same_arrays(start(), first) and first.rows == 120
+
+
+def test_a_file_that_changes_meanwhile_is_named_and_nothing_is_kept(renderer, tmp_path, monkeypatch):
+    folder = write_files(tmp_path / "data")
+    gather = module._gather
+
+    def slowly(*arguments):
+        with open(folder / "a.jsonl", "a") as file:
+            file.write('\n{"prompt": "late", "completion": "row"}')
+        return gather(*arguments)
+
+    monkeypatch.setattr(module, "_gather", slowly)
+    with pytest.raises(UserError, match=r"a\.jsonl: changed or vanished while it was read"):
+        from_files(renderer, folder, cache=tmp_path / "cache")
+    assert not list((tmp_path / "cache").iterdir())
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, RuntimeError])
+def test_what_is_interrupted_leaves_nothing_behind(renderer, files, tmp_path, monkeypatch, workers, stop):
+    monkeypatch.setattr("tunesmith.data.corpus.blocks.BLOCK", 2000)
+
+    def progress(done, of):
+        raise stop
+
+    with pytest.raises(stop):
+        from_files(renderer, files, cache=tmp_path, workers=workers, progress=progress)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_wrong_mask_in_another_process_stops_here(renderer, files, tmp_path):
+    """Proved where the tokens are made, so that no more than a sentence has to come back."""
+    renderer.encoder.decode = None  # stays here: the other process makes its own
+    with pytest.raises(TypeError):
+        from_files(renderer, files, cache=tmp_path)
+    from_files(renderer, files, cache=tmp_path, workers=1)
+
+
+def test_a_disk_that_becomes_full_changes_nothing(renderer, files, tmp_path, monkeypatch):
+    whole = from_files(renderer, files)
+    monkeypatch.setattr("tunesmith.data.corpus.blocks.BLOCK", 700)
+    write, calls = store._write, []
+
+    def full(file, content):
+        calls.append(file)
+        if len(calls) > 40:
+            write(file, content[: len(content) // 2])
+            raise OSError(28, "No space left on device")
+        write(file, content)
+
+    monkeypatch.setattr(store, "_write", full)
+    again = from_files(renderer, files, cache=tmp_path)
+    assert len(calls) == 41 and same_arrays(again, whole) and again.facts == whole.facts
+    assert not list(tmp_path.iterdir())
+
+
+def test_two_processes_may_prepare_the_same_at_once(renderer, files, tmp_path):
+    with ThreadPoolExecutor(2) as threads:
+        futures = [threads.submit(from_files, Renderer(make_tokenizer("qwen2.5")), files, cache=tmp_path) for _ in range(2)]
+        one, other = (future.result() for future in futures)
+    assert same_arrays(one, other) and same_arrays(one, from_files(renderer, files, cache=tmp_path))
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_the_oldest_tokens_make_room_for_new_ones(renderer, files, tmp_path, monkeypatch):
+    from_files(renderer, files, cache=tmp_path)
+    [old] = tmp_path.iterdir()
+    os.utime(old, (1, 1))
+    monkeypatch.setattr(store.trim, "__defaults__", (1000,))
+    from_files(renderer, files, cache=tmp_path, max_length=61)
+    assert old not in tmp_path.iterdir() and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "json", "csv"])
+def test_memory_does_not_grow_with_the_file(tmp_path, suffix):
+    """60 MB of rows, most of it in a column that is not learned: in memory stand a few blocks and a little for each row."""
+    path, note = tmp_path / f"large.{suffix}", "a note that nobody learns, " * 740
+    with open(path, "w") as file:
+        for number in range(3000):
+            if suffix == "csv":
+                file.write(f"Question {number},Yes.,{number}{note.replace(',', ';')}\n" if number else "prompt,completion,note\n")
+            else:
+                row = json.dumps({"prompt": f"Question {number}", "completion": "Yes.", "note": f"{number}{note}"})
+                file.write(row + "\n" if suffix == "jsonl" else (",\n" if number else "[") + row)
+        file.write("]" if suffix == "json" else "")
+    script = textwrap.dedent("""
+        import sys, threading, time
+        import psutil
+        from tests.data.corpus.test_documents import from_files, make_tokenizer, Renderer
+        renderer = Renderer(make_tokenizer("qwen2.5"))
+        from_files(renderer, "builtin:tickets")
+        own, highest = psutil.Process(), 0
+        before = own.memory_full_info().uss
+
+        def watch():
+            global highest
+            while True:
+                highest = max(highest, own.memory_full_info().uss)
+                time.sleep(0.005)
+
+        threading.Thread(target=watch, daemon=True).start()
+        prepared = from_files(renderer, sys.argv[1])
+        print(prepared.rows, highest - before)
+    """)
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}
+    command = [sys.executable, "-c", script, str(path)]
+    rows, grown = map(int, subprocess.run(command, env=environment, capture_output=True, check=True, text=True).stdout.split())
+    assert rows == 3000 - (suffix == "csv") and path.stat().st_size > 59_000_000 and grown < 30_000_000, grown

@@ -1,0 +1,146 @@
+"""Documents become optimizer steps, and each step becomes packed rows. A pure function of seed, epoch and step number: a
+resumed run needs no saved position, and the documents of a step do not depend on how they are packed.
+
+Shapes: T tokens of a row, N learned tokens of a row, D documents.
+"""
+
+from bisect import bisect_left, insort
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tunesmith.data.corpus.documents import Documents
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """Some whole documents, one behind the other."""
+
+    ids_T: Tensor  # int64
+    lengths: tuple[int, ...]  # tokens of each document, virtual ones included
+    documents: tuple[int, ...]  # their numbers in `Documents`
+    hidden_N: Tensor  # int64: the positions whose next token is learned
+    targets_N: Tensor  # int64: those next tokens
+    virtual_V: Tensor  # int64: the positions that a method fills with virtual tokens
+    tokens: int  # real tokens
+    computed_tokens: int  # virtual tokens too
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which documents each optimizer step sees. Step 0 is the first."""
+
+    documents: Documents
+    tokens_per_step: int
+    row_tokens: int
+    seed: int
+    pack: bool = True
+    virtual_tokens: int = 0
+    lengths_D: np.ndarray = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "lengths_D", self.documents.lengths_D)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        total = int(self.lengths_D.sum())
+        return max(1, min(len(self.lengths_D), round(total / self.tokens_per_step)))
+
+    def steps_for(self, epochs: float) -> int:
+        return max(1, round(epochs * self.steps_per_epoch))
+
+    def tokens_in(self, steps: int) -> int:
+        """Real tokens of the first `steps` steps."""
+        epochs, rest = divmod(steps, self.steps_per_epoch)
+        partial = sum(int(self.lengths_D[self.members(epochs * self.steps_per_epoch + i)].sum()) for i in range(rest))
+        return epochs * int(self.lengths_D.sum()) + partial
+
+    def members(self, step: int) -> np.ndarray:
+        """The numbers of a step's documents."""
+        epoch, position = divmod(step, self.steps_per_epoch)
+        order_D, bounds = _epoch(self, epoch)
+        return order_D[bounds[position] : bounds[position + 1]]
+
+    def rows(self, step: int) -> list[Row]:
+        """The packed rows of a step."""
+        return make_rows(self.documents, self.members(step), self.row_tokens, self.pack, self.virtual_tokens)
+
+    def step_documents(self, step: int) -> Documents:
+        """The documents that the numbers in a step's rows mean."""
+        return self.documents
+
+    def alone(self) -> "Plan":
+        """The same steps, a row for each document."""
+        return replace(self, pack=False)
+
+    def report(self, ended_after: int | None = None) -> dict[str, Any] | None:
+        """What has become known of the data since the run began: nothing."""
+        return None
+
+    def close(self) -> None:
+        """Nothing is at work beside the run."""
+
+
+@lru_cache(maxsize=4)
+def _shuffle(seed: int, epoch: int, count: int) -> np.ndarray:
+    return np.random.Generator(np.random.PCG64([seed, epoch])).permutation(count)
+
+
+def _epoch(plan: Plan, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+    """An epoch's order, and where its steps begin in it: about as many tokens each, at least one document each."""
+    order_D = _shuffle(plan.seed, epoch, len(plan.lengths_D))
+    ends_D = plan.lengths_D[order_D].cumsum()
+    steps, count = plan.steps_per_epoch, len(order_D)
+    wanted = np.searchsorted(ends_D, np.arange(1, steps) * ends_D[-1] / steps) + 1
+    numbers = np.arange(1, steps)
+    inner = np.maximum.accumulate(np.maximum(wanted - numbers, 0)) + numbers  # strictly rising
+    inner = np.minimum(inner, count - steps + numbers)
+    return order_D, np.concatenate([[0], inner, [count]])
+
+
+def best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+    """Best-fit decreasing: each length into the fullest row that still holds it. A length beyond the capacity stands alone."""
+    rows: list[list[int]] = []
+    room: list[tuple[int, int]] = []  # (tokens left, row), sorted: the first that is large enough is the fullest that still holds it
+    for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        at = bisect_left(room, (lengths[i], 0))
+        if at < len(room):
+            left, row = room.pop(at)
+            rows[row].append(i)
+        else:
+            left, row = capacity, len(rows)
+            rows.append([i])
+        insort(room, (left - lengths[i], row))
+    return rows
+
+
+def make_rows(documents: Documents, members: Sequence[int] | np.ndarray, row_tokens: int, pack: bool, virtual_tokens: int = 0) -> list[Row]:
+    """Some documents as packed rows: best fit, longest documents first; without packing a row for each document."""
+    chosen = np.asarray(members, np.int64)
+    room = documents.lengths_D[chosen] + virtual_tokens
+    groups = best_fit(room.tolist(), row_tokens) if pack else [[i] for i in range(len(chosen))]
+    return [make_row(documents, [int(chosen[i]) for i in group], virtual_tokens) for group in groups]
+
+
+def make_row(documents: Documents, members: Sequence[int], virtual_tokens: int = 0) -> Row:
+    """A row of whole documents, each behind `virtual_tokens` placeholders (id 0)."""
+    ids, hidden, targets, virtual, lengths, at = [], [], [], [], [], 0
+    for member in members:
+        begin, end = int(documents.begin_D[member]), int(documents.end_D[member])
+        ids_L = documents.ids_N[begin:end].astype(np.int64)
+        learned = np.flatnonzero(documents.learned_N[begin:end])
+        learned = learned[learned + virtual_tokens > 0]  # nothing stands before a document's first token to predict it from
+        virtual.append(np.arange(at, at + virtual_tokens))
+        ids += [np.zeros(virtual_tokens, dtype=np.int64), ids_L]
+        hidden.append(at + virtual_tokens + learned - 1)
+        targets.append(ids_L[learned])
+        lengths.append(virtual_tokens + len(ids_L))
+        at += lengths[-1]
+    real = at - virtual_tokens * len(members)
+    parts = [torch.from_numpy(np.concatenate(part)) for part in (ids, hidden, targets, virtual)]
+    return Row(parts[0], tuple(lengths), tuple(members), parts[1], parts[2], parts[3], real, at)
