@@ -310,7 +310,7 @@ def lines(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.usefixtures("small_chunks")
-@pytest.mark.parametrize("stopped_after", [(1,), (3, 5), (6,)])
+@pytest.mark.parametrize("stopped_after", [(1, 4), (6,)])
 def test_a_streamed_run_goes_on_bit_for_bit(tiny_llama: Path, lines: Path, tmp_path: Path, monkeypatch: Any, stopped_after: Any) -> None:
     """Also behind the end of an epoch, and where the chunks that it began with are gone."""
     changes = STREAM | {"train.steps": 8, "method": {"name": "lora", "rank": 4, "dropout": 0.1}}
@@ -386,16 +386,16 @@ def test_a_large_file_is_streamed_by_itself_with_processes(tiny_llama: Path, tmp
     data = tmp_path / "large.jsonl"
     data.write_text("".join(json.dumps({"prompt": f"Question {n}" + "?" * 200, "completion": f"Answer {n}."}) + "\n" for n in range(8000)))
     assert data.stat().st_size > 2_000_000
-    monkeypatch.setattr("tunesmith.data.corpus.stream.CHUNK", 20_000)
+    monkeypatch.setattr("tunesmith.data.corpus.stream.CHUNK", 8_000)
     monkeypatch.setattr("tunesmith.data.corpus.stream.BURST", 1)
-    changes = {"train.steps": 3, "train.tokens_per_step": 15_000, "train.row_tokens": 2048, "data.max_length": 512}
+    changes = {"train.steps": 2, "train.tokens_per_step": 5_000, "train.row_tokens": 2048, "data.max_length": 512}
     for workers in (2, 0):
         monkeypatch.setenv("TUNESMITH_CACHE", str(tmp_path / f"cache-{workers}"))
         runs.finish(runs.settings(tiny_llama, data, tmp_path / str(workers), changes | {"data.workers": workers}))
     assert "stream: true" in (tmp_path / "2" / "run.yaml").read_text()
     assert runs.contents(tmp_path / "2") == runs.contents(tmp_path / "0")
     report = folder.read_json(tmp_path / "2" / "data.json")
-    assert adds_up(report) and report["rows_read"] == 8000 and 150 < report["rows"] < 800
+    assert adds_up(report) and report["rows_read"] == 8000 and 40 < report["rows"] < 300
 
 
 def test_a_stopped_run_of_other_data_is_refused(tiny_llama: Path, lines: Path, tmp_path: Path) -> None:
