@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +32,7 @@ TYPES: dict[str, type] = {
     "file_R": np.uint32, "line_R": np.int64, "fate_R": np.uint8,
 }  # fmt: skip
 
+Rows = TypeVar("Rows", npt.NDArray[np.int64], npt.NDArray[np.uint32])
 OnBadRow = Literal["error", "skip"]
 Seen = Callable[[int, int], None]  # (done, of how many)
 
@@ -111,7 +112,7 @@ def flat(
     return Documents(ids_N, learned_N, begin_D, end_D, learned_D, file_D, line_D, tuple(files))
 
 
-def weighed(rows_R: npt.NDArray[np.int64], weight: float) -> npt.NDArray[np.int64]:
+def weighed(rows_R: Rows, weight: float) -> Rows:
     """Every row as often as the whole part of `weight` says, and the fraction's share of them once more."""
     count = round((weight - int(weight)) * len(rows_R))
     more = rows_R[pick(range(len(rows_R)), count, "weight")] if count else rows_R[:0]

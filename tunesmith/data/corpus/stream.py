@@ -56,7 +56,7 @@ class Chunks:
     """The rows of all sources in the order in which they are learned, tokenised in chunks as they are asked for."""
 
     index: Index
-    order_E: npt.NDArray[np.int64]  # rows; one of a weighted source may come twice
+    order_E: npt.NDArray[np.uint32]  # rows; one of a weighted source may come twice
     folder: Path
     work: Tokenise
     on_bad_row: OnBadRow
@@ -72,8 +72,12 @@ class Chunks:
         rows = max(1, round(CHUNK * len(self.index.file_R) / max(1, self.index.bytes)))
         entries = len(self.order_E)
         self.bounds = [0, *range(min(FIRST, rows, entries), entries, rows), entries] if entries else [0]
-        self.again_E = np.ones(entries, np.bool_)
-        self.again_E[np.unique(self.order_E, return_index=True)[1]] = False
+        self.again_E = np.zeros(entries, np.bool_)
+        met_R = np.zeros(len(self.index.file_R), np.bool_)
+        met_R[self.order_E] = True
+        if met_R.sum() < entries:  # else each row stands there once, and what tells which came first takes 30 bytes a row
+            self.again_E[:] = True
+            self.again_E[np.unique(self.order_E, return_index=True)[1]] = False
 
     def __len__(self) -> int:
         return len(self.bounds) - 1
@@ -170,7 +174,7 @@ class Chunks:
 
     def _item(self, number: int) -> tuple[Path, Block]:
         own = slice(self.bounds[number], self.bounds[number + 1])
-        return self._path(number), self.index.block(self.order_E[own], self.again_E[own])
+        return self._path(number), self.index.block(self.order_E[own].astype(np.int64), self.again_E[own])
 
     def _load(self, number: int, tokens: bool) -> Piece:
         """A chunk, made again where it was damaged or taken away."""
@@ -319,16 +323,24 @@ def open_chunks(
     problems = [*index.broken, *refusals(index.reports, [], on_bad_row, work.max_length)]
     if problems:
         raise UserError(*problems)
-    source_R = np.array(sources.source_F, np.int64)[index.file_R]
-    weights = weights_of(np.bincount(source_R, minlength=len(sources.wanted)).tolist())
-    chosen = [weighed(np.flatnonzero(source_R == number), weight) for number, weight in enumerate(weights)]
-    entries_E = np.concatenate([np.zeros(0, np.int64), *chosen])
-    order_E = entries_E[_shuffled([seed], len(entries_E))]
+    weights, order_E = _in_order(index, sources, weights_of, seed)
     key = hashlib.sha256(json.dumps([told, seed, weights]).encode()).hexdigest()
     own = folder / key[:16]
     own.mkdir(exist_ok=True)
     store.trim(cache)
     return Chunks(index, order_E, own, work, on_bad_row, workers, beside), key
+
+
+def _in_order(
+    index: Index, sources: Sources, weights_of: Callable[[list[int]], list[float]], seed: int
+) -> tuple[list[float], npt.NDArray[np.uint32]]:
+    """The sources' weights, and all rows in the order in which they are learned: 4 bytes a row, since there may be many."""
+    source_R = np.array(sources.source_F, np.uint32)[index.file_R]
+    weights = weights_of([int((source_R == number).sum()) for number in range(len(sources.wanted))])
+    chosen = [weighed(np.flatnonzero(source_R == number).astype(np.uint32), weight) for number, weight in enumerate(weights)]
+    entries_E = np.concatenate([np.zeros(0, np.uint32), *chosen])
+    np.random.Generator(np.random.PCG64([seed])).shuffle(entries_E)
+    return weights, entries_E
 
 
 def documents_of(piece: Piece, names: Sequence[str]) -> Documents:
