@@ -15,6 +15,7 @@ from tunesmith.data.rendering.render import Renderer
 from tunesmith.errors import Interrupted, UserError
 from tunesmith.train import checkpoint, corpora, folder, loop
 from tunesmith.train.corpora import Corpus
+from tunesmith.train.setting import decide
 
 LONG = "word " * 60
 
@@ -405,3 +406,20 @@ def test_a_stopped_run_of_other_data_is_refused(tiny_llama: Path, lines: Path, t
     write(data, lines.read_text().splitlines()[:-1])
     with pytest.raises(UserError, match="no longer what the run began with"):
         list(loop.resume(tmp_path / "run", tell=runs.quiet))
+
+
+def test_how_far_it_is_is_told_now_and_then(monkeypatch: Any) -> None:
+    clock, told = iter([0.0, 5.0, 12.0, 15.0, 200.0, 201.0]), list[str]()
+    monkeypatch.setattr(corpora.time, "monotonic", lambda: next(clock))
+    seen = corpora.how_far(told.append)
+    for done in (10, 24, 30, 400, 1000):
+        seen(done * 1_000_000, 1_000_000_000)
+    assert told == ["tokenised 24 of 1,000 MB, about 8 min left", "tokenised 400 of 1,000 MB, about 5 min left"]
+    assert next(clock, None) is None
+
+
+def test_a_dry_run_says_of_which_rows_it_speaks(tiny_llama: Path, lines: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr("tunesmith.data.corpus.stream.FIRST", 5)
+    monkeypatch.setenv("TUNESMITH_CACHE", str(tmp_path / "cache"))  # chunks of other sizes stand in the module's
+    found = decide(runs.settings(tiny_llama, lines, tmp_path / "run", STREAM), {}, runs.quiet)
+    assert found.notes == ["21 rows are tokenised ahead of the run (data.stream): what is said of the data is of the first 5"]

@@ -1,5 +1,7 @@
 """The tokens that a run learns from and those it is evaluated on: sources weighted, rows held out, replay mixed in."""
 
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +11,7 @@ import numpy.typing as npt
 from tunesmith import hardware
 from tunesmith.config import Run
 from tunesmith.data.corpus.blocks import Sources, open_sources
-from tunesmith.data.corpus.documents import Documents, Prepared, prepare, weighed
+from tunesmith.data.corpus.documents import Documents, Prepared, Seen, prepare, weighed
 from tunesmith.data.corpus.pieces import Tokenise
 from tunesmith.data.corpus.stream import Chunks, Stream, documents_of, open_chunks
 from tunesmith.data.rendering.render import Renderer
@@ -17,7 +19,9 @@ from tunesmith.data.sources import pick, understand
 from tunesmith.errors import UserError
 from tunesmith.models.source import cache_folder
 
+Tell = Callable[[str], None]
 LARGE = 4 << 20  # bytes of data from which on starting processes pays
+EVERY = 10.0  # seconds between two sentences on how far it is
 STREAMED = 64 << 20  # bytes of data that are not waited for where train.steps is given
 
 
@@ -49,7 +53,7 @@ def stream(run: Run) -> tuple[bool, str]:
     return True, f"{sources.bytes / 1e6:,.0f} MB of data and train.steps is given: tokenised ahead of the run"
 
 
-def open_stream(run: Run, renderer: Renderer) -> Corpus:
+def open_stream(run: Run, renderer: Renderer, tell: Tell = lambda sentence: None) -> Corpus:
     """Only the first rows are tokenised. Raises UserError."""
     sources, weights = training(run)
     work = Tokenise(renderer, run.data.max_length, run.data.on_overlength)
@@ -68,33 +72,33 @@ def open_stream(run: Run, renderer: Renderer) -> Corpus:
     refuse_judged(sources, {report.format for report in chunks.index.reports})
     chunks.wait_for(0)
     begun = Stream(chunks, 1, 1, run.train.seed, key=key)
-    evaluation, told = _evaluation(run, renderer, sources)
+    evaluation, told = _evaluation(run, renderer, sources, tell)
     names = [report.file for report in chunks.index.reports]
     return Corpus(documents_of(chunks.piece(0), names), evaluation, begun.report() | told, chunks.is_text(), chunks, key)
 
 
-def read(run: Run, renderer: Renderer) -> Corpus:
+def read(run: Run, renderer: Renderer, tell: Tell = lambda sentence: None) -> Corpus:
     """Raises UserError with everything in the data that cannot be used, ProofFailed where a mask is wrong."""
     sources, weights = training(run)
-    prepared = _prepared(run, renderer, sources)
+    prepared = _prepared(run, renderer, sources, tell)
     rows, held_out, set_aside = chosen(run, prepared, weights)
     documents = prepared.of_rows(rows)
     if not len(documents):
         where = "held out or left out" if set_aside else "dropped"
         raise UserError(f"no row is left to learn from: all that can be learned are {where} (data.evaluate, weights)")
     report = prepared.report(np.unique(rows), documents)
-    evaluation, told = _held_out(run, prepared, held_out) if len(held_out) else _evaluation(run, renderer, sources)
+    evaluation, told = _held_out(run, prepared, held_out) if len(held_out) else _evaluation(run, renderer, sources, tell)
     report |= told
     report["rows_read"] = report["rows"] + sum(set_aside.values())
     report["set_aside"] = set_aside
     return Corpus(documents, evaluation, report, prepared.is_text)
 
 
-def _evaluation(run: Run, renderer: Renderer, sources: Sources) -> tuple[Documents | None, dict[str, Any]]:
+def _evaluation(run: Run, renderer: Renderer, sources: Sources, tell: Tell) -> tuple[Documents | None, dict[str, Any]]:
     """The documents of the file that `data.evaluate` names, where it names one."""
     if not isinstance(run.data.evaluate, str):
         return None, {}
-    prepared = _prepared(run, renderer, open_sources([run.data.evaluate], sources.reading, run.data.info))
+    prepared = _prepared(run, renderer, open_sources([run.data.evaluate], sources.reading, run.data.info), tell)
     return _held_out(run, prepared, np.arange(prepared.rows))
 
 
@@ -116,7 +120,7 @@ def training(run: Run) -> tuple[Sources, list[float]]:
     return open_sources([name for name, _ in named], reading, data.info), [weight for _, weight in named]
 
 
-def _prepared(run: Run, renderer: Renderer, sources: Sources) -> Prepared:
+def _prepared(run: Run, renderer: Renderer, sources: Sources, tell: Tell) -> Prepared:
     prepared = prepare(
         sources,
         renderer,
@@ -124,10 +128,27 @@ def _prepared(run: Run, renderer: Renderer, sources: Sources) -> Prepared:
         on_overlength=run.data.on_overlength,
         cache=cache_folder() / "tokens",
         workers=workers(run, sources.bytes),
+        progress=how_far(tell),
     )
     refuse_judged(sources, {report.format for report in prepared.reports})
     prepared.refuse(run.data.on_bad_row, run.data.max_length)
     return prepared
+
+
+def how_far(tell: Tell) -> Seen:
+    """Tells now and then how many megabytes are tokenised and how long the rest will take."""
+    begun = last = time.monotonic()
+
+    def seen(done: int, whole: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= EVERY and 0 < done < whole:
+            last = now
+            left = (now - begun) * (whole - done) / done
+            spelled = f"{left / 60:.0f} min" if left >= 90 else f"{left:.0f} s"
+            tell(f"tokenised {done / 1e6:,.0f} of {whole / 1e6:,.0f} MB, about {spelled} left")
+
+    return seen
 
 
 def refuse_judged(sources: Sources, formats: set[str]) -> None:

@@ -80,7 +80,7 @@ def decide(run: Run, origins: dict[str, str], tell: Tell = lambda sentence: None
     renderer = Renderer(tokenizer, thinking=run.data.thinking, date=auto.run.data.date, stop_ids=loading.stop_ids(located.folder, config))
     tell("reading and tokenising the data")
     auto.set("data.stream", "auto", *corpora.stream(auto.run))
-    corpus = (corpora.open_stream if auto.run.data.stream else corpora.read)(auto.run, renderer)
+    corpus = (corpora.open_stream if auto.run.data.stream else corpora.read)(auto.run, renderer, tell)
     kind = "text" if corpus.is_text else "generate"
     auto.set("task.name", "auto", kind, "the data")
     if auto.run.task.name != kind:
@@ -233,6 +233,11 @@ def _plan(auto: _Auto, corpus: Corpus) -> tuple[int, Plan | Stream]:
 def _losses(report: dict[str, Any]) -> list[str]:
     """What of the data is not learned, in sentences: a count in data.json alone is not seen."""
     said = []
+    if report.get("provisional"):
+        rest = report["set_aside"]["not_reached"]
+        said.append(
+            f"{rest:,} rows are tokenised ahead of the run (data.stream): what is said of the data is of the first {report['rows']:,}"
+        )
     if report["dropped"]:
         alike: dict[str, list[str]] = {}  # reasons that differ in what they quote are of one kind
         for row in report["dropped"]:
