@@ -61,7 +61,7 @@ class Chunks:
     work: Tokenise
     on_bad_row: OnBadRow
     workers: int
-    beside: bool  # whether processes may work while the run computes; two that want the same cores take ten times as long
+    beside: bool  # whether processes may work while the run computes, and not only in bursts between two steps
     bounds: list[int] = field(init=False)  # of the chunks in the order
     again_E: npt.NDArray[np.bool_] = field(init=False)  # the row came before in the order
     lengths: list[npt.NDArray[np.int64]] = field(default_factory=list)  # tokens of the documents of each chunk that is ready
