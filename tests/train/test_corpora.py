@@ -40,8 +40,16 @@ def run_of(data: Any, **train: Any) -> config.Run:
     return config.parse({"model": {"source": "none"}, "data": {"max_length": 60} | data, "train": train})
 
 
+def opened(run: config.Run, renderer: Renderer, how: Any = corpora.read) -> Corpus:
+    return how(run, corpora.training(run), renderer)
+
+
+def wants_stream(run: config.Run) -> tuple[bool, str]:
+    return corpora.stream(run, corpora.training(run))
+
+
 def read(renderer: Renderer, data: Any) -> Corpus:
-    return corpora.read(run_of(data), renderer)
+    return opened(run_of(data), renderer)
 
 
 def origins(corpus: Corpus) -> Counter[str]:
@@ -232,7 +240,7 @@ def test_judged_answers_are_refused_with_the_cure(renderer, tmp_path, stream):
     write(tmp_path / "pairs.jsonl", [{"prompt": f"Hi {n}", "chosen": "Yes.", "rejected": "No."} for n in range(9)])
     run = run_of({"train": str(tmp_path / "pairs.jsonl"), "stream": stream}, steps=3)
     with pytest.raises(UserError, match=r"(?s)preference pairs.*data\.columns=\{prompt: THEIR_PROMPT, completion: chosen\}"):
-        (corpora.open_stream if stream else corpora.read)(run, renderer)
+        opened(run, renderer, corpora.open_stream if stream else corpora.read)
     data = {"train": str(tmp_path / "pairs.jsonl"), "columns": {"prompt": "prompt", "completion": "chosen"}}
     assert len(read(renderer, data).documents) == 9
 
@@ -242,24 +250,24 @@ def test_judged_answers_are_refused_with_the_cure(renderer, tmp_path, stream):
 
 def test_only_large_data_is_streamed_by_itself(three, monkeypatch):
     data = str(three / "a.jsonl")
-    assert corpora.stream(run_of(data, steps=5)) == (False, "everything is tokenised first")
+    assert wants_stream(run_of(data, steps=5)) == (False, "everything is tokenised first")
     monkeypatch.setattr(corpora, "STREAMED", 1000)
-    wanted, why = corpora.stream(run_of(data, steps=5))
+    wanted, why = wants_stream(run_of(data, steps=5))
     assert wanted and "train.steps is given" in why
     for others in (run_of(data), run_of(f"{data}#9", steps=5), run_of({"train": data, "evaluate": 0.1}, steps=5)):
-        assert corpora.stream(others)[0] is False
-    assert corpora.stream(run_of({"train": data, "evaluate": data}, steps=5))[0] is True
+        assert wants_stream(others)[0] is False
+    assert wants_stream(run_of({"train": data, "evaluate": data}, steps=5))[0] is True
 
 
 def test_a_stream_that_cannot_be_is_refused_for_all_reasons_at_once(three):
     data = {"train": str(three / "a.jsonl"), "stream": True}
-    assert corpora.stream(run_of(data, steps=5)) == (True, "")
+    assert wants_stream(run_of(data, steps=5)) == (True, "")
     with pytest.raises(UserError) as caught:
-        corpora.stream(run_of(data | {"train": f"{three / 'a.jsonl'}#9", "evaluate": 0.1}))
+        wants_stream(run_of(data | {"train": f"{three / 'a.jsonl'}#9", "evaluate": 0.1}))
     sample, fraction, steps = caught.value.problems
     assert "PATH#N" in sample and "data.evaluate" in fraction and "train.steps" in steps
     with pytest.raises(UserError, match=r"PATH#N"):
-        corpora.stream(run_of(data | {"replay": f"{three / 'b.jsonl'}#9"}, steps=5))
+        wants_stream(run_of(data | {"replay": f"{three / 'b.jsonl'}#9"}, steps=5))
 
 
 def test_processes_are_started_where_it_pays(monkeypatch):
@@ -276,7 +284,7 @@ def test_processes_are_started_where_it_pays(monkeypatch):
 def test_streamed_documents_are_weighted_as_read_ones(renderer, three, monkeypatch):
     monkeypatch.setattr("tunesmith.data.corpus.stream.CHUNK", 400)
     data = {"train": sources(three, a=0.5, b=2), "replay": str(three / "c.jsonl"), "replay_share": 0.1, "evaluate": str(three / "c.jsonl")}
-    whole, streamed = read(renderer, data), corpora.open_stream(run_of(data, steps=5), renderer)
+    whole, streamed = read(renderer, data), opened(run_of(data, steps=5), renderer, corpora.open_stream)
     assert streamed.chunks is not None and len(streamed.chunks) > 5
     streamed.chunks.wait_for(len(streamed.chunks) - 1)
     lines: Counter[str] = Counter()
@@ -355,7 +363,7 @@ def test_the_end_of_a_run_that_was_killed_is_written_by_the_next(tiny_llama: Pat
 @pytest.mark.usefixtures("small_chunks")
 def test_a_bad_row_on_the_way_stops_with_a_checkpoint_and_can_be_skipped(tiny_llama: Path, lines: Path, tmp_path: Path) -> None:
     rows = lines.read_text().splitlines()
-    chunks = corpora.open_stream(run_of({"train": str(lines)}, steps=1), Renderer(make_tokenizer("qwen2.5"))).chunks
+    chunks = opened(run_of({"train": str(lines)}, steps=1), Renderer(make_tokenizer("qwen2.5")), corpora.open_stream).chunks
     assert chunks is not None
     late = int(chunks.order_E[-1])
     rows[late] = '{"prompt": "nobody answers"}'

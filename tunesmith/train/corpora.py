@@ -20,6 +20,7 @@ from tunesmith.errors import UserError
 from tunesmith.models.source import cache_folder
 
 Tell = Callable[[str], None]
+Named = tuple[Sources, list[float]]  # what `training` finds, once: a hub is asked for it
 LARGE = 4 << 20  # bytes of data from which on starting processes pays
 EVERY = 10.0  # seconds between two sentences on how far it is
 STREAMED = 64 << 20  # bytes of data that are not waited for where train.steps is given
@@ -35,9 +36,9 @@ class Corpus:
     key: str = ""  # of the chunks: data, settings and order
 
 
-def stream(run: Run) -> tuple[bool, str]:
+def stream(run: Run, named: Named) -> tuple[bool, str]:
     """Whether the run begins before all is tokenised, and why. Raises UserError where that is asked for and cannot be."""
-    sources, _ = training(run)
+    sources, _ = named
     hindrances = []
     if any(sources.wanted):
         hindrances.append("a sample (PATH#N) is taken among all rows")
@@ -53,9 +54,9 @@ def stream(run: Run) -> tuple[bool, str]:
     return True, f"{sources.bytes / 1e6:,.0f} MB of data and train.steps is given: tokenised ahead of the run"
 
 
-def open_stream(run: Run, renderer: Renderer, tell: Tell = lambda sentence: None) -> Corpus:
+def open_stream(run: Run, named: Named, renderer: Renderer, tell: Tell = lambda sentence: None) -> Corpus:
     """Only the first rows are tokenised. Raises UserError."""
-    sources, weights = training(run)
+    sources, weights = named
     work = Tokenise(renderer, run.data.max_length, run.data.on_overlength)
     chunks, key = open_chunks(
         sources,
@@ -77,9 +78,9 @@ def open_stream(run: Run, renderer: Renderer, tell: Tell = lambda sentence: None
     return Corpus(documents_of(chunks.piece(0), names), evaluation, begun.report() | told, chunks.is_text(), chunks, key)
 
 
-def read(run: Run, renderer: Renderer, tell: Tell = lambda sentence: None) -> Corpus:
+def read(run: Run, named: Named, renderer: Renderer, tell: Tell = lambda sentence: None) -> Corpus:
     """Raises UserError with everything in the data that cannot be used, ProofFailed where a mask is wrong."""
-    sources, weights = training(run)
+    sources, weights = named
     prepared = _prepared(run, renderer, sources, tell)
     rows, held_out, set_aside = chosen(run, prepared, weights)
     documents = prepared.of_rows(rows)
@@ -110,7 +111,7 @@ def _held_out(run: Run, prepared: Prepared, rows: npt.NDArray[np.int64]) -> tupl
     return documents, {"evaluation": figures | {"mask_sha256": documents.fingerprint}}
 
 
-def training(run: Run) -> tuple[Sources, list[float]]:
+def training(run: Run) -> Named:
     """All sources to learn from, that of `data.replay` last, and their weights; that of replay is known once rows are counted."""
     train, data = run.data.train, run.data
     named = [(train, 1.0)] if isinstance(train, str) else [(source.source, source.weight) for source in train]

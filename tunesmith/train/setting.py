@@ -79,8 +79,9 @@ def decide(run: Run, origins: dict[str, str], tell: Tell = lambda sentence: None
 
     renderer = Renderer(tokenizer, thinking=run.data.thinking, date=auto.run.data.date, stop_ids=loading.stop_ids(located.folder, config))
     tell("reading and tokenising the data")
-    auto.set("data.stream", "auto", *corpora.stream(auto.run))
-    corpus = (corpora.open_stream if auto.run.data.stream else corpora.read)(auto.run, renderer, tell)
+    named = corpora.training(auto.run)
+    auto.set("data.stream", "auto", *corpora.stream(auto.run, named))
+    corpus = (corpora.open_stream if auto.run.data.stream else corpora.read)(auto.run, named, renderer, tell)
     kind = "text" if corpus.is_text else "generate"
     auto.set("task.name", "auto", kind, "the data")
     if auto.run.task.name != kind:

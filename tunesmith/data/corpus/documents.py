@@ -131,10 +131,6 @@ class Prepared:
     fate_R: npt.NDArray[np.uint8]
     facts: dict[str, Any]  # reports, broken, reasons, notes, proved, texts, settings
     sources: Sources | None = None
-    names: tuple[str, ...] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.names = self.documents.files
 
     @property
     def rows(self) -> int:
@@ -200,7 +196,7 @@ class Prepared:
         }
 
     def _origin(self, row: int) -> str:
-        return f"{self.names[self.file_R[row]]}:{self.line_R[row]}"
+        return f"{self.documents.files[self.file_R[row]]}:{self.line_R[row]}"
 
 
 def refusals(reports: Sequence[FileReport], refused: Sequence[tuple[int, str, str]], on_bad_row: OnBadRow, max_length: int) -> list[str]:
