@@ -8,6 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests import runs
+from tests.rows import row, write
 from tests.runs import own_cache  # noqa: F401
 from tests.templates import make_tokenizer
 from tunesmith import config, events, hardware
@@ -23,15 +24,6 @@ LONG = "word " * 60
 @pytest.fixture(scope="module")
 def renderer() -> Renderer:
     return Renderer(make_tokenizer("qwen2.5"))
-
-
-def row(number: int) -> dict[str, str]:
-    return {"prompt": f"Question {number}" + "?" * (number % 7), "completion": f"Answer {number}" + " so" * (number % 5)}
-
-
-def write(path: Path, rows: list[Any]) -> Path:
-    path.write_text("".join((each if isinstance(each, str) else json.dumps(each)) + "\n" for each in rows))
-    return path
 
 
 def run_of(data: Any, **train: Any) -> config.Run:

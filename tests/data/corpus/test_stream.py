@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.rows import row, write
 from tests.templates import make_tokenizer
 from tunesmith.data.corpus import pieces, store
 from tunesmith.data.corpus import stream as module
@@ -34,15 +35,6 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def renderer() -> Renderer:
     return Renderer(make_tokenizer("qwen2.5"))
-
-
-def row(number: int) -> dict[str, str]:
-    return {"prompt": f"Question {number}" + "?" * (number % 7), "completion": f"Answer {number}" + " so" * (number % 5)}
-
-
-def write(path: Path, rows: list[Any]) -> Path:
-    path.write_text("".join((each if isinstance(each, str) else json.dumps(each)) + "\n" for each in rows))
-    return path
 
 
 @pytest.fixture
