@@ -28,10 +28,10 @@ from tunesmith.step.forward import Forward
 from tunesmith.step.optim import Optimizer, learning_rate
 from tunesmith.train import checkpoint, figures, folder, nonfinite, report, tensorboard, weights
 from tunesmith.train.checkpoint import Checkpoint, Clock, Progress, Stopwatch
+from tunesmith.train.corpora import Tell
 from tunesmith.train.setting import Setting, adapter_to_go_on_from, decide
 
 Stop = Callable[[], int]  # 0, or the exit code with which to stop after the step
-Tell = Callable[[str], None]
 
 
 def train(run: Run, origins: dict[str, str] | None = None, *, stop: Stop = lambda: 0, tell: Tell = print) -> Iterator[events.Event]:

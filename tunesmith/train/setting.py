@@ -5,7 +5,6 @@ import datetime
 import math
 import os
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,9 +25,8 @@ from tunesmith.methods.tuning import Tuning
 from tunesmith.models import load as loading
 from tunesmith.models.source import Located, locate
 from tunesmith.train import corpora, tensorboard
-from tunesmith.train.corpora import Corpus
+from tunesmith.train.corpora import Corpus, Tell
 
-Tell = Callable[[str], None]
 NF4_BYTES = 0.7  # bytes a parameter while loading, with embeddings that stay as they are
 REASONS = 3  # kinds of reasons shown for rows that are not learned from
 REFERENCE_WIDTH = 2048  # hidden size at which the methods' learning rates are meant (about 1B parameters)
