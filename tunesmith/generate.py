@@ -20,6 +20,7 @@ from transformers import GenerationConfig, TemperatureLogitsWarper, TopKLogitsWa
 
 from tunesmith import hardware
 from tunesmith.errors import UserError
+from tunesmith.models import front, slots
 
 BATCH_TOKENS = 16384  # prompt tokens of a batch, padding included: bounds the prefill's memory
 OURS = "tunesmith"  # name of our attention for packed rows; it knows no cache
@@ -72,6 +73,8 @@ def generate(
     no room to answer.
     """
     limit = _positions(model)
+    if slots.prefix(model) and front.is_windowed(model):
+        batch_size = 1  # padding would push the prefix out of the window
     if long := [f"prompt {i + 1} has {len(p)} tokens" for i, p in enumerate(prompts) if limit and len(p) >= limit]:
         raise UserError(*long, f"this model takes {limit} tokens, answer included: shorten these prompts or leave them out")
     results: dict[int, Generated] = {}
@@ -207,17 +210,21 @@ def _continue(
     closed: threading.Event | None = None,
 ) -> list[list[int]]:
     """The new tokens of each prompt, stop tokens and filling included. `rows` names each prompt's random stream."""
-    longest = max(map(len, prompts))
+    assert all(prompts), "a prompt without tokens"
+    asked = max(map(len, prompts))
+    before, cache = slots.first_position(model), front.cache_of(model, len(prompts))
+    prompts = [[*slots.virtual_ids(model), *prompt] for prompt in prompts]
+    longest = before + max(map(len, prompts))
     fill = min(stop_ids, default=0)  # never seen: masked before the prompt, cut away after the stop
     ids_BT = torch.full((len(prompts), longest), fill, dtype=torch.long)
     mask_BT = torch.zeros_like(ids_BT)
+    mask_BT[:, :before] = 1  # the prefix stands in the cache; `generate` passes over as many ids
     for row, prompt in enumerate(prompts):
-        assert prompt, "a prompt without tokens"
         ids_BT[row, longest - len(prompt) :] = torch.tensor(prompt)
         mask_BT[row, longest - len(prompt) :] = 1
     limit = _positions(model)
     settings = GenerationConfig(
-        max_new_tokens=min(sampling.max_new_tokens, limit - longest) if limit else sampling.max_new_tokens,
+        max_new_tokens=min(sampling.max_new_tokens, limit - asked) if limit else sampling.max_new_tokens,
         do_sample=False,  # draws are made in `_drawing`, which turns them into a maximum
         num_beams=1,
         use_cache=True,
@@ -231,6 +238,7 @@ def _continue(
         logits_processor=[_drawing(sampling, rows, model.device)] if sampling.temperature > 0 else [],
         stopping_criteria=[_when(closed)] if closed else [],
         streamer=streamer,
+        **({} if cache is None else {"past_key_values": cache}),
     )
     return new_BT[:, longest:].tolist()
 
@@ -260,7 +268,9 @@ def _when(closed: threading.Event) -> Callable[..., torch.Tensor]:
 
 
 def _positions(model: Any) -> int | None:
-    return getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    """The longest document that the model takes, what stands in front of it left out."""
+    limit: int | None = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    return None if limit is None else limit - slots.first_position(model) - len(slots.virtual_ids(model))
 
 
 def _text(tokenizer: Any, ids: list[int]) -> str:

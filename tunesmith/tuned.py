@@ -14,6 +14,7 @@ from tunesmith import config, hardware
 from tunesmith.data.rendering.render import Renderer
 from tunesmith.errors import UserError
 from tunesmith.methods import layout
+from tunesmith.methods.adapter_file import CONFIG
 from tunesmith.methods.tuning import Tuning
 from tunesmith.models import load as loading
 from tunesmith.models import slots
@@ -69,7 +70,7 @@ def open_tuned(name: str, *, model: str | None = None, device: str = "auto", dty
     if layout.is_adapter(folder):
         base = model or layout.base_of(folder)
         if not base:
-            raise UserError(f"{folder / layout.CONFIG} does not name its base model (base_model_name_or_path); give it with --model")
+            raise UserError(f"{folder / CONFIG} does not name its base model (base_model_name_or_path); give it with --model")
         return _open(folder.resolve().name, base, folder, None, device, dtype)
     return _open(name, name, None, None, device, dtype)
 

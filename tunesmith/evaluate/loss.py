@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from tunesmith.data.sample import Sample
 from tunesmith.evaluate.rows import each
 from tunesmith.generate import serving
+from tunesmith.models import front
 
 
 def sample_loss(tuned: Any, samples: Sequence[Sample]) -> tuple[float, int]:
@@ -24,7 +25,7 @@ def sample_loss(tuned: Any, samples: Sequence[Sample]) -> tuple[float, int]:
             ids_1T = torch.tensor([document.ids], device=tuned.model.device)
             positions_L = torch.tensor(learned, device=ids_1T.device)
             # logits of the learned positions alone: all T of them times the vocabulary would not fit
-            logits_LV = tuned.model(input_ids=ids_1T, logits_to_keep=positions_L - 1, use_cache=False).logits[0]
+            logits_LV = front.logits(tuned.model, ids_1T, positions_L - 1)[0]
             total += F.cross_entropy(logits_LV.float(), ids_1T[0, positions_L], reduction="sum").item()
             count += len(learned)
     return (total / count if count else 0.0), count

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tunesmith.models import front
+
 
 @dataclass(frozen=True)
 class Difference:
@@ -21,7 +23,7 @@ class Difference:
 @torch.no_grad()
 def logits_of(model: Any, prompts: Sequence[Sequence[int]]) -> list[Tensor]:
     """[T, V] fp32 logits of each prompt, on the CPU."""
-    return [model(input_ids=torch.tensor([list(ids)], device=model.device), use_cache=False).logits[0].float().cpu() for ids in prompts]
+    return [front.logits(model, torch.tensor([list(ids)], device=model.device))[0].float().cpu() for ids in prompts]
 
 
 def compare(first: Sequence[Tensor], second: Sequence[Tensor]) -> Difference:

@@ -4,7 +4,6 @@ Arithmetic in fp32; the source checkpoint's own tensor names, dtypes, tied tenso
 loads is that checkpoint with other numbers in it. Peak memory is one shard and one matrix.
 """
 
-import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,8 +17,8 @@ from torch import Tensor
 
 from tunesmith.errors import UserError
 from tunesmith.models.folder import PICKLES
+from tunesmith.models.matrix import name_in, tensor_files
 
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 # Not copied: the same weights in other formats would stay unmerged beside the merged ones.
 WEIGHTS = {".safetensors", *PICKLES, ".gguf", ".h5", ".msgpack", ".ot", ".onnx", ".tflite"}
 
@@ -39,12 +38,9 @@ def fold(source: Path, target: Path, modules: dict[str, Any], transposed: Callab
     `transposed(path)` says where the checkpoint keeps [in, out]; `prefix` is the base model's prefix, which a checkpoint may
     lack. Raises UserError with every path that has no matrix in the checkpoint; `target` is then not written.
     """
-    files = shards(source)
-    names: dict[str, Path] = {}
-    for file in files:
-        with safe_open(file, framework="pt") as content:
-            names |= dict.fromkeys(content.keys(), file)
-    found = {key: path for path in modules if (key := _key(path, names, prefix)) is not None}
+    names = tensor_files(source)
+    files = sorted(set(names.values()))
+    found = {key: path for path in modules if (key := name_in(names, path, prefix)) is not None}
     missing = [path for path in modules if path not in found.values()]
     if missing:
         raise UserError(f"{source}: its checkpoint has no matrix of its own for", *[f"  {path}" for path in missing[:20]])
@@ -71,21 +67,3 @@ def folded(weight: Tensor, module: Any, transposed: bool) -> Tensor:
     weight_OI = weight.T if transposed else weight
     result_OI = module.folded(weight_OI)
     return (result_OI.T if transposed else result_OI).to(weight.dtype)
-
-
-def shards(folder: Path) -> list[Path]:
-    """The safetensors files that a model folder is made of, in order. Raises UserError where there are none."""
-    if (folder / INDEX).is_file():
-        weight_map = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
-        return [folder / name for name in sorted(set(weight_map.values()))]
-    if not (folder / SINGLE).is_file():
-        raise UserError(f"{folder}: neither {SINGLE} nor {INDEX}, so there is nothing to merge into")
-    return [folder / SINGLE]
-
-
-def _key(path: str, names: dict[str, Path], prefix: str) -> str | None:
-    """The checkpoint's name for the matrix at a path; some checkpoints leave the base model's prefix out."""
-    for candidate in (f"{path}.weight", f"{path}.weight".removeprefix(f"{prefix}.") if prefix else ""):
-        if candidate in names:
-            return candidate
-    return None

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from tunesmith.methods.settings import Freeze as Settings
-from tunesmith.methods.tuning import Tuning
+from tunesmith.methods.tuning import Start, Tuning
 from tunesmith.models import slots
 
 NF4 = False
@@ -43,5 +43,5 @@ def _head(model: Any, blocks: list[tuple[str, nn.Module]]) -> Iterator[nn.Parame
     yield from (p for p in model.get_output_embeddings().parameters() if id(p) not in tied)
 
 
-def init(tuning: Tuning, seed: int) -> None:
+def init(tuning: Tuning, start: Start, settings: Settings) -> None:
     """The base's own values are the start."""

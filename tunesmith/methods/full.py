@@ -7,7 +7,7 @@ and 4 while gradients of several rows are added up).
 from typing import Any
 
 from tunesmith.methods.settings import Full as Settings
-from tunesmith.methods.tuning import Tuning
+from tunesmith.methods.tuning import Start, Tuning
 
 NF4 = False
 LEARNING_RATE = 2e-5  # at about 1B parameters; the loop scales it by width
@@ -18,5 +18,5 @@ def build(model: Any, settings: Settings, device: Any = None) -> Tuning:
     return Tuning({}, dict(model.named_parameters()))
 
 
-def init(tuning: Tuning, seed: int) -> None:
+def init(tuning: Tuning, start: Start, settings: Settings) -> None:
     """The base's own values are the start."""

@@ -1,44 +1,25 @@
-"""Adapter folders as `peft` reads and writes them: `adapter_config.json` and `adapter_model.safetensors`, in fp32."""
+"""Adapter folders as `peft` (and, for bottleneck adapters, AdapterHub) reads and writes them, in fp32, with a `tunesmith.json` beside.
+
+The shelf `layouts/` has one file a layout: `reads(config)` (whether a folder's config is of this kind), `write(model, tuning,
+base)` (config, tensors), `read(folder, config, tensors)` (an `AdapterFile`), `fit(file, model, device)` (a `Tuning`) and
+`settings(file, model)` (the method's settings that the file fixes, by name).
+"""
 
 import json
-import math
-import re
-from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from safetensors.torch import save_file
 
 from tunesmith.errors import UserError
-from tunesmith.methods.lora import LoRA, scale_of
+from tunesmith.methods.adapter_file import ABOUT, CONFIG, WEIGHTS, AdapterFile, about, config_of, tensors_of
+from tunesmith.methods.layouts import lora
 from tunesmith.methods.tuning import Tuning
-from tunesmith.models import slots
-from tunesmith.models.nf4 import is_linear, is_transposed, shape_of
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-_PREFIX = "base_model.model."
-# Settings of a peft file that change what an adapter computes and are not read here: every value but these is refused.
-_PLAIN: dict[str, tuple[Any, ...]] = {
-    "peft_type": ("LORA",),
-    "use_dora": (False, None),
-    "lora_bias": (False, None),
-    "bias": ("none", None),
-    "modules_to_save": (None, []),
-    "trainable_token_indices": (None, [], {}),
-    "target_parameters": (None, []),
-    "layer_replication": (None, []),
-    "alora_invocation_tokens": (None, []),
-    "use_qalora": (False, None),
-    "use_bdlora": (None,),
-    "arrow_config": (None,),
-    "kasa_config": (None,),
-    "monteclora_config": (None,),
+LAYOUTS: dict[str, ModuleType] = {
+    "lora": lora,
 }
-# Ways to begin that also change the base model's weights: without that changed base the two matrices mean something else.
-_CHANGES_THE_BASE = ("pissa", "corda", "olora", "mica", "loftq", "lora_ga")
 
 
 def is_adapter(folder: Path) -> bool:
@@ -46,160 +27,45 @@ def is_adapter(folder: Path) -> bool:
 
 
 def write(folder: Path, model: Any, tuning: Tuning, base: str) -> None:
-    """Write the adapter folder. `base` is what stands as `base_model_name_or_path`: a folder or hub id that `transformers` opens.
-
-    Raises AssertionError for what is not made of LoRA modules.
-    """
-    modules: dict[str, Any] = tuning.adapter
-    first = next(iter(modules.values()))
-    rank, dropout, scale = first.A.shape[0], first.dropout, first.scale
-    transposed = {is_transposed(model.get_submodule(path)) for path in modules}
-    config = {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base,
-        "r": rank,
-        "lora_alpha": _tidy(scale * rank),  # plain alpha/r with alpha = scale·r says the same as rank-stabilised scaling
-        "use_rslora": False,
-        "lora_dropout": dropout,
-        "target_modules": targets(model, list(modules)),
-        "fan_in_fan_out": transposed == {True},
-        "bias": "none",
-        "init_lora_weights": True,
-        "inference_mode": True,
-        "use_dora": False,
-        "modules_to_save": None,
-        "rank_pattern": {path: m.A.shape[0] for path, m in modules.items() if m.A.shape[0] != rank},
-        "alpha_pattern": {path: _tidy(m.scale * m.A.shape[0]) for path, m in modules.items() if (m.A.shape[0], m.scale) != (rank, scale)},
-    }
-    tensors: dict[str, Tensor] = {}
-    for path, module in modules.items():
-        tensors[f"{_PREFIX}{path}.lora_A.weight"] = module.A.detach().float().cpu().contiguous()
-        tensors[f"{_PREFIX}{path}.lora_B.weight"] = module.B.detach().float().cpu().contiguous()
+    """Write the adapter folder. `base` is what stands as `base_model_name_or_path`: a folder or hub id that `transformers` opens."""
+    layout = LAYOUTS[tuning.layout]
+    config, tensors = layout.write(model, tuning, base)
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
-    (folder / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def targets(model: nn.Module, paths: list[str]) -> list[str]:
-    """The shortest `target_modules` that name exactly these layers: last names, or whole paths where those say too much."""
-    chosen, names = set(paths), sorted({path.rpartition(".")[2] for path in paths})
-    named = {path for path, _ in model.named_modules() if path.rpartition(".")[2] in names}
-    return names if named == chosen else sorted(paths)
-
-
-@dataclass(frozen=True)
-class AdapterFile:
-    """An adapter folder's contents, not yet tied to a model."""
-
-    folder: Path
-    base: str
-    tensors: dict[str, Tensor]  # "path.A" [rank, in], "path.B" [out, rank]
-    scales: dict[str, float]  # path -> s
-    dropout: float
+    kept = {name: tensor.detach().float().cpu().contiguous() for name, tensor in tensors.items()}
+    save_file(kept, folder / getattr(layout, "WEIGHTS", WEIGHTS), metadata={"format": "pt"})
+    _write_json(folder / CONFIG, config)
+    if tuning.about:
+        _write_json(folder / ABOUT, tuning.about)
 
 
 def read(folder: Path) -> AdapterFile:
-    """Read an adapter folder in peft's layout. Raises UserError with every setting and tensor that is not plain LoRA."""
-    config = _config(folder)
-    problems = [f"{folder / CONFIG}: {sentence}" for sentence in _unserved(config)]
-    tensors: dict[str, Tensor] = {}
-    for key, tensor in _weights(folder).items():
-        match = re.fullmatch(re.escape(_PREFIX) + r"(.+)\.lora_([AB])(?:\.default)?\.weight", key)
-        if match is None or tensor.ndim != 2:
-            problems.append(f"{folder / WEIGHTS}: tensor {key} {tuple(tensor.shape)} is not part of a plain LoRA")
-        else:
-            tensors[".".join(match.groups())] = tensor.float()
-    scales = {}
-    for path in dict.fromkeys(name[:-2] for name in tensors):
-        a, b = tensors.get(f"{path}.A"), tensors.get(f"{path}.B")
-        if a is None or b is None:
-            problems.append(f"{folder / WEIGHTS}: {path} has no lora_{'A' if a is None else 'B'}")
-        elif a.shape[0] != b.shape[1]:
-            problems.append(f"{folder / WEIGHTS}: {path} has rank {a.shape[0]} in lora_A and {b.shape[1]} in lora_B")
-        else:
-            alpha = _pattern(config.get("alpha_pattern") or {}, path, config.get("lora_alpha", 8))  # 8 is peft's default
-            scales[path] = scale_of(alpha, a.shape[0], bool(config.get("use_rslora")))
-    if not tensors and not problems:
-        problems.append(f"{folder / WEIGHTS}: holds no tensors")
-    if problems:
-        raise UserError(*_some(problems))
-    return AdapterFile(folder, config.get("base_model_name_or_path") or "", tensors, scales, float(config.get("lora_dropout") or 0.0))
-
-
-def _unserved(config: dict[str, Any]) -> list[str]:
-    """Settings that change what the tensors mean, in a way that is not served."""
-    found = [f"{key}={config[key]!r} is not served" for key, plain in _PLAIN.items() if key in config and config[key] not in plain]
-    start = config.get("init_lora_weights")
-    if isinstance(start, str) and start.lower().startswith(_CHANGES_THE_BASE):
-        found.append(f"init_lora_weights={start!r} changes the base model too; let peft convert it to a plain LoRA and save it again")
-    return found
-
-
-def _weights(folder: Path) -> dict[str, Tensor]:
-    path = folder / WEIGHTS
-    if not path.is_file():
-        pickled = (folder / "adapter_model.bin").exists()
-        raise UserError(f"{folder}: no {WEIGHTS}" + " (adapter_model.bin is a pickle and is not opened; save it as safetensors)" * pickled)
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: not a whole safetensors file ({error})") from None
+    """Raises UserError with every setting and tensor that is not served."""
+    config = config_of(folder)
+    found = next((name for name, layout in LAYOUTS.items() if layout.reads(config)), None)
+    if found is None:
+        raise UserError(f"{folder / CONFIG}: peft_type={config.get('peft_type')!r} is not served; adapters of {', '.join(LAYOUTS)} are")
+    layout = LAYOUTS[found]
+    file: AdapterFile = layout.read(folder, config, tensors_of(folder, getattr(layout, "WEIGHTS", WEIGHTS)))
+    file.about.update(about(folder))
+    return file
 
 
 def fit(file: AdapterFile, model: Any, device: Any = None) -> Tuning:
     """The adapter as modules for this model. Raises UserError with every layer that is missing or of another shape."""
-    layers = dict(model.named_modules())
-    problems, adapter = [], {}
-    for path, scale in file.scales.items():
-        a, b = file.tensors[f"{path}.A"], file.tensors[f"{path}.B"]
-        if path not in layers:
-            problems.append(f"{path}: no such layer in the model")
-        elif not is_linear(layers[path]):
-            problems.append(f"{path}: {type(layers[path]).__name__} is no linear layer")
-        elif (a.shape[1], b.shape[0]) != shape_of(layers[path]):
-            problems.append(f"{path}: made for {(a.shape[1], b.shape[0])}, the layer is {shape_of(layers[path])} (in, out)")
-        else:
-            module = LoRA(a.shape[1], b.shape[0], a.shape[0], scale, file.dropout, device)
-            with torch.no_grad():
-                module.A.copy_(a)
-                module.B.copy_(b)
-            adapter[path] = module
-    if problems:
-        raise UserError(f"{file.folder} was made for another base model ({file.base or 'unnamed'}):", *[f"  {p}" for p in _some(problems)])
-    ordered: dict[str, nn.Module] = {path: adapter[path] for path in layers if path in adapter}
-    return Tuning(ordered, dict(slots.indexed(ordered)))
+    tuning: Tuning = LAYOUTS[file.layout].fit(file, model, device)
+    tuning.about = dict(file.about)
+    return tuning
 
 
-def _some(problems: list[str]) -> list[str]:
-    return problems[:20] + ([f"and {len(problems) - 20} more"] if len(problems) > 20 else [])
+def settings(file: AdapterFile, model: Any) -> dict[str, Any]:
+    """The settings of the method, `name` among them, that the file fixes for a run that goes on from it."""
+    return LAYOUTS[file.layout].settings(file, model)
 
 
 def base_of(folder: Path) -> str:
     """The base model that an adapter folder names."""
-    return str(_config(folder).get("base_model_name_or_path") or "")
+    return str(config_of(folder).get("base_model_name_or_path") or "")
 
 
-def _config(folder: Path) -> dict[str, Any]:
-    path = folder / CONFIG
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{folder}: no {CONFIG}, so it is not an adapter folder") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid JSON ({error})") from None
-    if not isinstance(config, dict):
-        raise UserError(f"{path}: not an adapter's settings")
-    return config
-
-
-def _pattern(pattern: dict[str, float], path: str, default: float) -> float:
-    """peft's rule: a key is a regular expression that a path ends with."""
-    for key, value in pattern.items():
-        if re.fullmatch(rf"(.*\.)?({key})", path):
-            return float(value)
-    return float(default)
-
-
-def _tidy(value: float) -> float | int:
-    return int(value) if math.isfinite(value) and value == int(value) else value
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8")

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from tunesmith.methods.settings import LoRA as Settings
-from tunesmith.methods.tuning import Tuning
+from tunesmith.methods.tuning import Start, Tuning
 from tunesmith.models import slots
 from tunesmith.models.nf4 import weight_of
 
@@ -100,13 +100,14 @@ def build(model: Any, settings: Settings, device: Any = None) -> Tuning:
     return Tuning(adapter, parameters, ratios, notes)
 
 
-def init(tuning: Tuning, seed: int) -> None:
+@torch.no_grad()
+def init(tuning: Tuning, start: Start, settings: Settings) -> None:
     """A by Kaiming-uniform with bound 1/√in (what `peft` draws too), B zero; each path has its own stream of numbers."""
     for name, parameter in tuning.parameters.items():
         if name.endswith(".A"):
-            generator = torch.Generator().manual_seed(seed * 1_000_003 + zlib.crc32(name.encode()))
+            generator = torch.Generator().manual_seed(start.seed * 1_000_003 + zlib.crc32(name.encode()))
             bound = parameter.shape[1] ** -0.5
             values = torch.empty(parameter.shape).uniform_(-bound, bound, generator=generator)
-            parameter.data.copy_(values)
+            parameter.copy_(values)
         else:
-            parameter.data.zero_()
+            parameter.zero_()

@@ -1,10 +1,14 @@
 """The shelf of methods, and what is common to all of them.
 
-A method's file gives `build(model, settings, device)` (shapes only: it also runs on the meta device), `init(tuning, seed)`
-(values), `NF4` (whether it trains over an NF4 base) and `LEARNING_RATE`. Its settings stand in `methods/settings.py`.
+A method's file gives `build(model, settings, device)` (shapes only: it also runs on the meta device), `init(tuning, start,
+settings)` (values), `NF4` (whether it trains over an NF4 base) and `LEARNING_RATE`. Its settings stand in `methods/settings.py`.
+
+A module is put at its path and called there as `module(layer, *inputs)` in place of the layer's own forward; one that has
+`attach(layer)` and `detach(layer)` does it its own way. Others it may have: `settle(layer, dense)`, which changes the base once
+values are known (NF4 of a residual, say), and `folded(weight_OI)`, the matrix with the update in it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
 
@@ -13,7 +17,7 @@ from torch import Tensor
 
 from tunesmith.errors import UserError
 from tunesmith.methods import freeze, full, lora
-from tunesmith.methods.tuning import Tuning
+from tunesmith.methods.tuning import Start, Tuning
 from tunesmith.models import slots
 
 METHODS: dict[str, ModuleType] = {
@@ -45,14 +49,28 @@ def place(model: Any, tuning: Tuning) -> None:
         parameter.requires_grad_(True)
 
 
+def begin(tuning: Tuning, start: Start, settings: Any) -> None:
+    """First values, by the method. Raises UserError for what they cannot be made of."""
+    METHODS[settings.name].init(tuning, start, settings)
+    if tuning.head is not None:
+        tuning.head.begin(start.seed)  # type: ignore[operator]
+
+
+def settle(model: Any, tuning: Tuning, dense: Callable[[str], Tensor]) -> None:
+    """Let the modules change the base as their values need it; `dense` as in `Start`. Once, before they are placed."""
+    for path, module in tuning.adapter.items():
+        if (change := getattr(module, "settle", None)) is not None:
+            change(model.get_submodule(path), lambda path=path: dense(path))
+
+
 def state(tuning: Tuning) -> dict[str, Tensor]:
-    """Every trained tensor by name, detached, not copied."""
-    return {name: parameter.detach() for name, parameter in tuning.parameters.items()}
+    """Every tensor that a run has to keep, by name, detached, not copied."""
+    return {name: tensor.detach() for name, tensor in (tuning.parameters | tuning.fixed).items()}
 
 
 def misfits(tuning: Tuning, tensors: Mapping[str, Tensor]) -> list[str]:
     """A sentence for every tensor that is missing, unknown or of another shape."""
-    wanted = tuning.parameters
+    wanted = tuning.parameters | tuning.fixed
     problems = [f"{name}: not in the file, {tuple(wanted[name].shape)} is needed" for name in wanted if name not in tensors]
     problems += [f"{name}: in the file, but not in the model" for name in tensors if name not in wanted]
     problems += [
@@ -73,5 +91,5 @@ def restore(tuning: Tuning, tensors: Mapping[str, Tensor], source: str) -> None:
     if problems := misfits(tuning, tensors):
         shown = problems[:20] + ([f"and {len(problems) - 20} more"] if len(problems) > 20 else [])
         raise UserError(f"{source} does not fit this model:", *[f"  {problem}" for problem in shown])
-    for name, parameter in tuning.parameters.items():
-        parameter.copy_(tensors[name])
+    for name, tensor in (tuning.parameters | tuning.fixed).items():
+        tensor.copy_(tensors[name])

@@ -12,6 +12,7 @@ Auto = Literal["auto"]
 # Strict: true is no number, and "8" in quotes is a text.
 PositiveInt = Annotated[int, Field(ge=1, strict=True)]
 PositiveFloat = Annotated[float, Field(gt=0, strict=True)]
+Targets = Literal["all"] | Annotated[list[Role] | list[str], Field(min_length=1, title="[role or ending of a path, ...]")]
 Share = Annotated[float, Field(ge=0, lt=1, strict=True)]
 
 
@@ -29,12 +30,16 @@ class Full(Settings):
 
 
 class Freeze(Settings):
-    """Train the last blocks, freeze the rest."""
+    """Train some blocks, freeze the rest."""
 
     name: Literal["freeze"] = "freeze"
-    """How the model is tuned: the last blocks are trained, the rest is frozen."""
+    """How the model is tuned: some of its own blocks are trained, the rest is frozen."""
     layers: PositiveInt = 2
-    """How many of the last decoder blocks are trained."""
+    """How many decoder blocks are trained."""
+    end: Literal["last", "first"] = "last"
+    """Which end of the model the trained blocks stand at; gradients stop at the first trained block."""
+    pattern: str | None = None
+    """A regular expression in place of `layers`: tensors whose whole name it matches are trained, such as `.*norm.*`."""
     embeddings: bool = False
     """Train the embeddings (and a head tied to them) too."""
     head: bool = False
@@ -50,7 +55,7 @@ class LoRA(Settings):
     """Rank r of the update B·A."""
     alpha: PositiveFloat | Auto = "auto"
     """The update is scaled by alpha/rank (alpha/√rank with rslora); auto is 2·rank."""
-    targets: Literal["all"] | Annotated[list[Role] | list[str], Field(min_length=1, title="[role or ending of a path, ...]")] = "all"
+    targets: Targets = "all"
     """Linear layers that are tuned: `all`, roles such as [q,v], or endings of module paths such as [q_proj,mlp.fc1]."""
     dropout: Share = 0.0
     """Dropout on the input of A while training."""
@@ -58,12 +63,144 @@ class LoRA(Settings):
     """Scale by alpha/√rank (rank-stabilised LoRA, Kalajdzievski 2023)."""
     plus_ratio: PositiveFloat = 1.0
     """Learning rate of B over that of A (LoRA+, Hayou 2024: about 16); 1 is plain LoRA."""
+    init: Literal["kaiming", "gaussian", "orthogonal", "loftq"] = "kaiming"
+    """First values of A and B: kaiming and gaussian leave B zero; loftq (Li 2023) makes up for what NF4 rounds away."""
+    loftq_iterations: PositiveInt = 1
+    """With init=loftq: how often quantising and factoring alternate."""
+    trainable_tokens: list[int | str] = []
+    """Rows of the embedding (and of a tied head) that are trained too: token ids or tokens such as "<|im_start|>"."""
+    modules_to_save: list[str] = []
+    """Modules that are trained whole beside the updates and saved with them: lm_head, embed_tokens, endings of paths."""
 
 
-MethodSettings = Annotated[Full | Freeze | LoRA, Field(discriminator="name")]
+class DoRA(Settings):
+    """LoRA for the direction of each row, a trained length for its magnitude (Liu 2024); over NF4 it is QDoRA."""
 
-SETTINGS: dict[str, type[Full] | type[Freeze] | type[LoRA]] = {
+    name: Literal["dora"] = "dora"
+    """How the model is tuned: low-rank updates of each row's direction, and its length beside them."""
+    rank: PositiveInt = 8
+    """Rank r of the update B·A."""
+    alpha: PositiveFloat | Auto = "auto"
+    """The update is scaled by alpha/rank (alpha/√rank with rslora); auto is 2·rank."""
+    targets: Targets = "all"
+    """Linear layers that are tuned: `all`, roles such as [q,v], or endings of module paths such as [q_proj,mlp.fc1]."""
+    dropout: Share = 0.0
+    """Dropout on the input of A while training."""
+    rslora: bool = False
+    """Scale by alpha/√rank."""
+    plus_ratio: PositiveFloat = 1.0
+    """Learning rate of B over that of A; 1 is one rate for both."""
+
+
+class PiSSA(Settings):
+    """LoRA that begins with the leading singular vectors of each matrix (Meng 2024); over NF4 the rest is quantised (QPiSSA)."""
+
+    name: Literal["pissa"] = "pissa"
+    """How the model is tuned: the leading singular vectors of each matrix are trained, the rest is frozen."""
+    rank: PositiveInt = 8
+    """How many singular vectors are trained; the file for serving has twice this rank."""
+    alpha: PositiveFloat | Auto = "auto"
+    """The update is scaled by alpha/rank (alpha/√rank with rslora); auto is rank."""
+    targets: Targets = "all"
+    """Linear layers that are tuned: `all`, roles such as [q,v], or endings of module paths such as [q_proj,mlp.fc1]."""
+    rslora: bool = False
+    """Scale by alpha/√rank."""
+    plus_ratio: PositiveFloat = 1.0
+    """Learning rate of B over that of A; 1 is one rate for both."""
+    niter: Annotated[int, Field(ge=1, strict=True)] | Literal["exact"] = 4
+    """Subspace iterations of the randomised SVD (Halko 2011), or exact for a full one."""
+
+
+class Prompt(Settings):
+    """Virtual tokens in front of each document (prompt tuning, Lester 2021)."""
+
+    name: Literal["prompt"] = "prompt"
+    """How the model is tuned: virtual tokens in front of each document."""
+    tokens: PositiveInt = 20
+    """How many virtual tokens."""
+    init: Literal["text", "vocabulary", "random"] = "text"
+    """First values: the embeddings of a text, of tokens drawn from the vocabulary, or random ones of their size."""
+    text: str = ""
+    """With init=text: what the virtual tokens begin as, repeated or cut to their number; empty names the task."""
+
+
+class PTuning(Settings):
+    """Virtual tokens made by a small encoder (P-tuning, Liu 2021); the encoder is left out of the file for serving."""
+
+    name: Literal["ptuning"] = "ptuning"
+    """How the model is tuned: virtual tokens in front of each document, made by an encoder."""
+    tokens: PositiveInt = 20
+    """How many virtual tokens."""
+    encoder: Literal["mlp", "lstm"] = "mlp"
+    """What makes the virtual tokens: three linear layers, or a bidirectional LSTM and two."""
+    hidden: PositiveInt | Auto = "auto"
+    """Width of the encoder; auto is the model's."""
+
+
+class Prefix(Settings):
+    """Keys and values in front of every layer's attention (prefix tuning, Li & Liang 2021)."""
+
+    name: Literal["prefix"] = "prefix"
+    """How the model is tuned: keys and values in front of every layer."""
+    tokens: PositiveInt = 20
+    """How many positions the prefix has."""
+    encoder: Literal["none", "mlp", "lstm"] = "mlp"
+    """What makes keys and values: a table, two linear layers, or an LSTM and one."""
+    hidden: PositiveInt | Auto = "auto"
+    """Width of the encoder; auto is the model's."""
+    init: Literal["activations", "random"] = "activations"
+    """First values: what the model itself computes for a text, or random ones."""
+    text: str = ""
+    """With init=activations: the text, repeated or cut to the prefix's length; empty names the task."""
+
+
+class PTuningV2(Settings):
+    """Keys and values in front of every layer's attention, without encoder (P-tuning v2, Liu 2022)."""
+
+    name: Literal["ptuning_v2"] = "ptuning_v2"
+    """How the model is tuned: keys and values in front of every layer, usually with a task head."""
+    tokens: PositiveInt = 20
+    """How many positions the prefix has."""
+    encoder: Literal["none", "mlp", "lstm"] = "none"
+    """What makes keys and values: a table, two linear layers, or an LSTM and one."""
+    hidden: PositiveInt | Auto = "auto"
+    """Width of the encoder; auto is the model's."""
+    init: Literal["activations", "random"] = "activations"
+    """First values: what the model itself computes for a text, or random ones."""
+    text: str = ""
+    """With init=activations: the text, repeated or cut to the prefix's length; empty names the task."""
+
+
+class Adapter(Settings):
+    """Small bottleneck layers between the model's own (Houlsby 2019, Pfeiffer 2020, He 2021)."""
+
+    name: Literal["adapter"] = "adapter"
+    """How the model is tuned: bottleneck layers between its own."""
+    variant: Literal["pfeiffer", "houlsby", "parallel"] = "pfeiffer"
+    """Where they stand: behind each MLP, behind attention and MLP, or beside the MLP."""
+    reduction: PositiveFloat = 16.0
+    """The bottleneck is this many times narrower than the model."""
+    width: PositiveInt | None = None
+    """Channels of the bottleneck, in place of `reduction`."""
+    activation: Literal["auto", "relu", "gelu", "silu", "tanh"] = "auto"
+    """Between the two layers; auto is relu (pfeiffer, parallel) or silu (houlsby), as AdapterHub has it."""
+    scale: PositiveFloat | Auto = "auto"
+    """What the update is multiplied by; auto is 1, and 4 for parallel."""
+
+
+MethodSettings = Annotated[
+    Full | Freeze | LoRA | DoRA | PiSSA | Prompt | PTuning | Prefix | PTuningV2 | Adapter, Field(discriminator="name")
+]
+
+SETTINGS: dict[str, type[Settings]] = {
     "full": Full,
     "freeze": Freeze,
     "lora": LoRA,
+    "dora": DoRA,
+    "pissa": PiSSA,
+    "prompt": Prompt,
+    "ptuning": PTuning,
+    "prefix": Prefix,
+    "ptuning_v2": PTuningV2,
+    "adapter": Adapter,
 }

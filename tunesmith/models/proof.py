@@ -199,11 +199,11 @@ def _hidden(decoder: Any, ids_T: Tensor, lengths: tuple[int, ...] | None) -> Ten
     return decoder(input_ids=ids_T[None], use_cache=False, **arguments).last_hidden_state[0]
 
 
-def row_arguments(lengths: tuple[int, ...], device: torch.device) -> dict[str, Any]:
-    """What a class is given beside the ids of a packed row: positions that restart, and where documents begin."""
+def row_arguments(lengths: tuple[int, ...], device: torch.device, first: int = 0) -> dict[str, Any]:
+    """What a class is given beside the ids of a packed row: positions that restart (at `first`), and where documents begin."""
     starts = torch.zeros(len(lengths) + 1, dtype=torch.int32)
     starts[1:] = torch.tensor(lengths).cumsum(0)
-    positions = torch.cat([torch.arange(length) for length in lengths])
+    positions = torch.cat([torch.arange(first, first + length) for length in lengths])
     starts = starts.to(device)
     longest = max(lengths)
     return {

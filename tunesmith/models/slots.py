@@ -2,7 +2,8 @@
 
 An adapter is a dictionary `{path in the model: module}`. Placing one changes nothing in the model's tree: the layer at the
 path gets `forward = module(layer, x)` as an attribute of the instance, and loses it again, so that parameters, state keys
-and the class stay exactly what `transformers` made.
+and the class stay exactly what `transformers` made. What stands where is known to the model itself (`placed`), so that whoever
+feeds it knows what belongs in front of a document.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,6 +16,7 @@ from torch import nn
 
 from tunesmith.models.nf4 import is_linear, is_transposed, shape_of
 
+_PLACED = "_tunesmith_placed"
 ROLES = ("q", "k", "v", "o", "gate", "up", "down")
 _FUSED = {"qkv": ("q", "k", "v"), "gate_up": ("gate", "up")}
 
@@ -160,17 +162,53 @@ def experts(model: Any) -> list[Untouched]:
 
 
 def place(model: nn.Module, adapter: Mapping[str, nn.Module]) -> None:
-    """Put each module beside the layer at its path."""
+    """Put each module at its path: in place of the layer's forward, or as its own `attach(layer)` has it."""
     for path, module in adapter.items():
         layer = model.get_submodule(path)
-        assert "forward" not in vars(layer), f"{path} already holds an adapter"
-        object.__setattr__(layer, "forward", partial(module, layer))
+        assert path not in placed(model), f"{path} already holds an adapter"
+        if (attach := getattr(module, "attach", None)) is not None:
+            attach(layer)
+        else:
+            object.__setattr__(layer, "forward", partial(module, layer))
+        object.__setattr__(model, _PLACED, placed(model) | {path: module})
 
 
 def lift(model: nn.Module, adapter: Mapping[str, nn.Module]) -> None:
     """Take an adapter away; the model is the base again, exactly."""
-    for path in adapter:
-        vars(model.get_submodule(path)).pop("forward", None)
+    for path, module in adapter.items():
+        layer = model.get_submodule(path)
+        if (detach := getattr(module, "detach", None)) is not None:
+            detach(layer)
+        else:
+            vars(layer).pop("forward", None)
+    left = {path: module for path, module in placed(model).items() if path not in adapter}
+    object.__setattr__(model, _PLACED, left)
+
+
+def placed(model: nn.Module) -> dict[str, nn.Module]:
+    """What stands in the model's places now."""
+    return vars(model).get(_PLACED, {})
+
+
+def virtual_ids(model: Any) -> range:
+    """Ids of the placeholders that stand in front of each document, beyond the vocabulary: those that the embedding's module fills."""
+    count = sum(getattr(module, "virtual_tokens", 0) for module in placed(model).values())
+    rows = model.get_input_embeddings().weight.shape[0]
+    return range(rows, rows + count)
+
+
+def prefix(model: Any) -> list[tuple[int, Any]]:
+    """(layer, module) of every layer whose attention has keys and values in front of each document.
+
+    A module gives `layer`, `prefix_tokens` and `keys_values()`: two tensors [K, P, E].
+    """
+    modules: list[Any] = [module for module in placed(model).values() if hasattr(module, "keys_values")]
+    return [(module.layer, module) for module in modules]
+
+
+def first_position(model: Any) -> int:
+    """The position of a document's first token: it stands behind the prefix, where there is one."""
+    return max((module.prefix_tokens for _, module in prefix(model)), default=0)
 
 
 def own_forward(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:

@@ -34,7 +34,7 @@ class Forward:
         device = self.model.device
         ids_1T = row.ids_T[None].to(device)
         hidden_N, targets_N = row.hidden_N.to(device), row.targets_N.to(device)
-        arguments = row_arguments(row.lengths, device) if self.packed else {}
+        arguments = row_arguments(row.lengths, device, slots.first_position(self.model)) if self.packed else {}
         if self.decoder is None or self.head is None:
             logits_TV = self.model(input_ids=ids_1T, use_cache=False, **arguments).logits[0]
             return loss_of_logits(logits_TV, hidden_N, targets_N, scale)

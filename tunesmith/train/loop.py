@@ -19,10 +19,11 @@ from tunesmith.config import Run
 from tunesmith.data.corpus.batches import Plan, Row
 from tunesmith.errors import Interrupted, UserError
 from tunesmith.methods import method
-from tunesmith.methods.tuning import Tuning
+from tunesmith.methods.tuning import Start, Tuning
 from tunesmith.models import load as loading
-from tunesmith.models import proof
+from tunesmith.models import proof, slots
 from tunesmith.models.load import Base
+from tunesmith.models.matrix import matrix
 from tunesmith.step import forward as forwards
 from tunesmith.step.forward import Forward
 from tunesmith.step.optim import Optimizer, learning_rate
@@ -110,7 +111,8 @@ def _steps(setting: Setting, out: Path, last: Checkpoint | None, stop: Stop, tel
             device=setting.device,
         )
         memory.mark()
-        tuning = _tuning(run, base, setting)
+        where = f"{out}: the checkpoint of step {last.progress.step if last else 0}"
+        tuning = _tuning(run, base, setting, last.trained if last else {}, where)
         method.place(base.model, tuning)
         trusted = _proof(out, base, tuning)
         forward = forwards.prepare(base.model, trusted, base.own_attention)
@@ -120,10 +122,10 @@ def _steps(setting: Setting, out: Path, last: Checkpoint | None, stop: Stop, tel
             tuning.parameters, run.train.optimizer, weight_decay=run.train.weight_decay, ratios=tuning.learning_rate_ratios
         )
         head = _trained_head(forward, tuning)
-        plan = setting.plan if forward.packed else setting.plan.alone()
+        plan = setting.plan.behind(slots.virtual_ids(base.model))
+        plan = plan if forward.packed else plan.alone()
         progress, clock = Progress(), Clock()
         if last is not None and last.trained:
-            method.restore(tuning, last.trained, f"{out}: the checkpoint of step {last.progress.step}")
             optimizer.restore(last.optimizer)
             progress, clock = last.progress, last.clock
         last = None  # its tensors have been copied
@@ -210,12 +212,21 @@ def _steps(setting: Setting, out: Path, last: Checkpoint | None, stop: Stop, tel
     yield finished
 
 
-def _tuning(run: Run, base: Base, setting: Setting) -> Tuning:
-    """What is trained, with its first values: the method's, or those of the adapter to go on from."""
+def _tuning(run: Run, base: Base, setting: Setting, kept: dict[str, torch.Tensor], where: str) -> Tuning:
+    """What is trained: with the values that a checkpoint kept, those of the adapter to go on from, or the method's first ones."""
+
+    def dense(path: str) -> torch.Tensor:
+        return matrix(base.folder, path, base.model)
+
     if run.model.adapter is not None:
-        return adapter_to_go_on_from(run, base.model, setting.device)
-    tuning = method.build(base.model, run.method, quantized=base.quantized, device=setting.device)
-    method.METHODS[run.method.name].init(tuning, run.train.seed)
+        tuning = adapter_to_go_on_from(run, base.model, setting.device)
+    else:
+        tuning = method.build(base.model, run.method, quantized=base.quantized, device=setting.device)
+    if kept:
+        method.restore(tuning, kept, where)
+    elif run.model.adapter is None:
+        method.begin(tuning, Start(base.model, base.tokenizer, run.train.seed, dense), run.method)
+    method.settle(base.model, tuning, dense)
     return tuning
 
 
@@ -253,7 +264,7 @@ def _evaluate(forward: Forward, setting: Setting, progress: Progress) -> events.
     """The loss of the evaluation rows now; `progress` remembers the best."""
     assert setting.evaluation is not None
     packed = forward.packed and setting.run.data.pack
-    plan = Plan(setting.evaluation, setting.evaluation.tokens, setting.plan.row_tokens, 0, packed)
+    plan = Plan(setting.evaluation, setting.evaluation.tokens, setting.plan.row_tokens, 0, packed, slots.virtual_ids(forward.model))
     loss, learned = forward.mean_loss(plan.rows(0))
     best = math.isfinite(loss) and (progress.best_loss is None or loss < progress.best_loss)
     if best:

@@ -19,8 +19,8 @@ from tunesmith.data.corpus.stream import Stream
 from tunesmith.data.rendering.render import Renderer
 from tunesmith.errors import UserError
 from tunesmith.methods import layout
+from tunesmith.methods.adapter_file import CONFIG
 from tunesmith.methods.method import METHODS, build
-from tunesmith.methods.settings import LoRA
 from tunesmith.methods.tuning import Tuning
 from tunesmith.models import load as loading
 from tunesmith.models.source import Located, locate
@@ -119,30 +119,23 @@ def _tuning(auto: "_Auto", skeleton: Any) -> Tuning:
     run = auto.run
     if run.model.adapter is None:
         return build(skeleton, run.method, quantized=run.model.quantize is not None, device="meta")
-    if not isinstance(run.method, LoRA):
-        raise UserError(f"model.adapter: a LoRA is gone on from with method.name=lora, not {run.method.name}")
     file = layout.read(adapter_folder(run.model.adapter))
     layout.fit(file, skeleton, device="meta")  # another base model is refused before anything else about the adapter
-    ranks = {path: file.tensors[f"{path}.A"].shape[0] for path in file.scales}
-    first = next(iter(ranks))
-    for key, value in (
-        ("method.rank", ranks[first]),
-        ("method.alpha", file.scales[first] * ranks[first]),
-        ("method.targets", layout.targets(skeleton, list(ranks))),
-        ("method.rslora", False),  # its scale is in alpha already
-    ):
-        auto.fix(key, value, f"of the adapter {run.model.adapter}")
+    for name, value in layout.settings(file, skeleton).items():
+        auto.fix(f"method.{name}", value, f"of the adapter {run.model.adapter}")
     return adapter_to_go_on_from(auto.run, skeleton, "meta")
 
 
 def adapter_to_go_on_from(run: Run, model: Any, device: torch.device | str) -> Tuning:
-    """The adapter that `model.adapter` names, with the dropout and the ratio of learning rates of this run's method."""
-    assert run.model.adapter is not None and isinstance(run.method, LoRA)
+    """The adapter that `model.adapter` names, with the dropout and the ratios of learning rates of this run's method."""
+    assert run.model.adapter is not None
     tuning = layout.fit(layout.read(adapter_folder(run.model.adapter)), model, device)
-    for module in tuning.adapter.values():
-        module.dropout = run.method.dropout  # type: ignore[assignment]
-    if run.method.plus_ratio != 1:
-        tuning.learning_rate_ratios.update({name: run.method.plus_ratio for name in tuning.parameters if name.endswith(".B")})
+    modules: list[Any] = list(tuning.adapter.values())
+    for module in modules:
+        if hasattr(module, "dropout"):
+            module.dropout = getattr(run.method, "dropout", 0.0)
+    fresh = build(model, run.method, quantized=run.model.quantize is not None, device="meta")
+    tuning.learning_rate_ratios.update({name: ratio for name, ratio in fresh.learning_rate_ratios.items() if name in tuning.parameters})
     return tuning
 
 
@@ -152,7 +145,7 @@ def adapter_folder(name: str) -> Path:
     for candidate in (path, path / "adapter"):
         if layout.is_adapter(candidate):
             return candidate
-    raise UserError(f"{name}: neither a run folder nor an adapter folder ({layout.CONFIG} is missing)")
+    raise UserError(f"{name}: neither a run folder nor an adapter folder ({CONFIG} is missing)")
 
 
 class _Auto:

@@ -2,6 +2,7 @@
 
 import time
 from collections import Counter
+from dataclasses import replace
 from itertools import chain
 
 import numpy as np
@@ -125,13 +126,13 @@ def test_targets_by_hand():
     assert row.lengths == (3, 4, 2) and row.documents == (2, 0, 1)
     assert row.hidden_N.tolist() == [0, 4, 5, 7] and row.targets_N.tolist() == [31, 12, 13, 21]
     assert torch.equal(row.ids_T[row.hidden_N + 1], row.targets_N)
-    assert (row.tokens, row.computed_tokens, row.virtual_V.tolist()) == (9, 9, [])
+    assert (row.tokens, row.computed_tokens) == (9, 9)
 
 
 def test_virtual_tokens_stand_in_front_of_every_document():
-    row = make_row(by_hand(), [1, 2], virtual_tokens=2)
-    assert row.ids_T.tolist() == [0, 0, 20, 21, 0, 0, 30, 31, 32]
-    assert row.lengths == (4, 5) and row.virtual_V.tolist() == [0, 1, 4, 5]
+    row = make_row(by_hand(), [1, 2], range(90, 92))
+    assert row.ids_T.tolist() == [90, 91, 20, 21, 90, 91, 30, 31, 32]
+    assert row.lengths == (4, 5)
     assert row.hidden_N.tolist() == [2, 6] and row.targets_N.tolist() == [21, 31]
     assert (row.tokens, row.computed_tokens) == (5, 9)
 
@@ -140,12 +141,24 @@ def test_a_documents_first_token_is_a_target_only_behind_virtual_ones():
     documents = by_hand()
     documents.learned_N[4] = True
     assert make_row(documents, [1]).targets_N.tolist() == [21]
-    row = make_row(documents, [1], virtual_tokens=1)
+    row = make_row(documents, [1], range(90, 91))
     assert row.hidden_N.tolist() == [0, 1] and row.targets_N.tolist() == [20, 21]
 
 
+def test_labels_stand_behind_their_document_and_are_not_fed():
+    """Two documents whose learned tokens have the labels 2, 0 and 1."""
+    ids_N = np.array([10, 11, 12, 2, 0, 20, 21, 1], np.uint32)
+    learned_N = np.array([1, 0, 1, 0, 0, 0, 1, 0], np.bool_)
+    documents = replace(made_documents(ids_N, learned_N, np.array([0, 5, 8])), labelled=True)
+    assert documents.lengths_D.tolist() == [3, 2] and documents.tokens == 5 and documents.take(np.array([1])).labelled
+    row = make_row(documents, [1, 0], range(90, 92))
+    assert row.ids_T.tolist() == [90, 91, 20, 21, 90, 91, 10, 11, 12] and row.lengths == (4, 5)
+    assert row.hidden_N.tolist() == [3, 6, 8] and row.targets_N.tolist() == [1, 2, 0]
+    assert (row.tokens, row.computed_tokens) == (5, 9)
+
+
 def test_rows_leave_room_for_virtual_tokens():
-    made = plan(row_tokens=100, virtual_tokens=8)
+    made = plan(row_tokens=100, virtual_ids=range(300, 308))
     rows = [row for step in range(made.steps_per_epoch) for row in made.rows(step)]
     assert all(len(row.ids_T) <= 100 and row.computed_tokens == row.tokens + 8 * len(row.documents) for row in rows)
     assert sum(row.tokens for row in rows) == DOCUMENTS.tokens == made.tokens_in(made.steps_per_epoch)

@@ -21,12 +21,11 @@ from tunesmith.data.corpus.documents import Documents
 class Row:
     """Some whole documents, one behind the other."""
 
-    ids_T: Tensor  # int64
+    ids_T: Tensor  # int64; ids beyond the vocabulary are placeholders of virtual tokens
     lengths: tuple[int, ...]  # tokens of each document, virtual ones included
     documents: tuple[int, ...]  # their numbers in `Documents`
-    hidden_N: Tensor  # int64: the positions whose next token is learned
-    targets_N: Tensor  # int64: those next tokens
-    virtual_V: Tensor  # int64: the positions that a method fills with virtual tokens
+    hidden_N: Tensor  # int64: the positions whose next token, or whose label, is learned
+    targets_N: Tensor  # int64: those next tokens or labels
     tokens: int  # real tokens
     computed_tokens: int  # virtual tokens too
 
@@ -40,7 +39,7 @@ class Plan:
     row_tokens: int
     seed: int
     pack: bool = True
-    virtual_tokens: int = 0
+    virtual_ids: range = range(0)  # placeholders in front of each document
     lengths_D: np.ndarray = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -68,7 +67,7 @@ class Plan:
 
     def rows(self, step: int) -> list[Row]:
         """The packed rows of a step."""
-        return make_rows(self.documents, self.members(step), self.row_tokens, self.pack, self.virtual_tokens)
+        return make_rows(self.documents, self.members(step), self.row_tokens, self.pack, self.virtual_ids)
 
     def step_documents(self, step: int) -> Documents:
         """The documents that the numbers in a step's rows mean."""
@@ -77,6 +76,10 @@ class Plan:
     def alone(self) -> "Plan":
         """The same steps, a row for each document."""
         return replace(self, pack=False)
+
+    def behind(self, virtual_ids: range) -> "Plan":
+        """The same steps, each document behind these placeholders."""
+        return replace(self, virtual_ids=virtual_ids)
 
     def report(self, ended_after: int | None = None) -> dict[str, Any] | None:
         """What has become known of the data since the run began: nothing."""
@@ -119,28 +122,35 @@ def best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     return rows
 
 
-def make_rows(documents: Documents, members: Sequence[int] | np.ndarray, row_tokens: int, pack: bool, virtual_tokens: int = 0) -> list[Row]:
+def make_rows(
+    documents: Documents, members: Sequence[int] | np.ndarray, row_tokens: int, pack: bool, virtual_ids: range = range(0)
+) -> list[Row]:
     """Some documents as packed rows: best fit, longest documents first; without packing a row for each document."""
     chosen = np.asarray(members, np.int64)
-    room = documents.lengths_D[chosen] + virtual_tokens
+    room = documents.lengths_D[chosen] + len(virtual_ids)
     groups = best_fit(room.tolist(), row_tokens) if pack else [[i] for i in range(len(chosen))]
-    return [make_row(documents, [int(chosen[i]) for i in group], virtual_tokens) for group in groups]
+    return [make_row(documents, [int(chosen[i]) for i in group], virtual_ids) for group in groups]
 
 
-def make_row(documents: Documents, members: Sequence[int], virtual_tokens: int = 0) -> Row:
-    """A row of whole documents, each behind `virtual_tokens` placeholders (id 0)."""
-    ids, hidden, targets, virtual, lengths, at = [], [], [], [], [], 0
+def make_row(documents: Documents, members: Sequence[int], virtual_ids: range = range(0)) -> Row:
+    """A row of whole documents, each behind the placeholders `virtual_ids`."""
+    ids, hidden, targets, lengths, at = [], [], [], [], 0
+    front_V = np.asarray(virtual_ids, dtype=np.int64)
     for member in members:
         begin, end = int(documents.begin_D[member]), int(documents.end_D[member])
         ids_L = documents.ids_N[begin:end].astype(np.int64)
         learned = np.flatnonzero(documents.learned_N[begin:end])
-        learned = learned[learned + virtual_tokens > 0]  # nothing stands before a document's first token to predict it from
-        virtual.append(np.arange(at, at + virtual_tokens))
-        ids += [np.zeros(virtual_tokens, dtype=np.int64), ids_L]
-        hidden.append(at + virtual_tokens + learned - 1)
-        targets.append(ids_L[learned])
-        lengths.append(virtual_tokens + len(ids_L))
+        if documents.labelled:
+            ids_L, labels = ids_L[: len(ids_L) - len(learned)], ids_L[len(ids_L) - len(learned) :]
+            hidden.append(at + len(front_V) + learned)
+            targets.append(labels)
+        else:
+            learned = learned[learned + len(front_V) > 0]  # nothing stands before a document's first token to predict it from
+            hidden.append(at + len(front_V) + learned - 1)
+            targets.append(ids_L[learned])
+        ids += [front_V, ids_L]
+        lengths.append(len(front_V) + len(ids_L))
         at += lengths[-1]
-    real = at - virtual_tokens * len(members)
-    parts = [torch.from_numpy(np.concatenate(part)) for part in (ids, hidden, targets, virtual)]
-    return Row(parts[0], tuple(lengths), tuple(members), parts[1], parts[2], parts[3], real, at)
+    real = at - len(front_V) * len(members)
+    parts = [torch.from_numpy(np.concatenate(part)) for part in (ids, hidden, targets)]
+    return Row(parts[0], tuple(lengths), tuple(members), parts[1], parts[2], real, at)

@@ -49,13 +49,15 @@ class Documents:
     file_D: npt.NDArray[np.uint32]
     line_D: npt.NDArray[np.int64]
     files: tuple[str, ...]
+    labelled: bool = False  # a document ends with the labels of its learned tokens, one each, in order; they are not fed
 
     def __len__(self) -> int:
         return len(self.end_D)
 
     @cached_property
     def lengths_D(self) -> npt.NDArray[np.int64]:
-        return self.end_D - self.begin_D
+        """Tokens that are fed."""
+        return self.end_D - self.begin_D - (self.learned_D if self.labelled else 0)
 
     @cached_property
     def tokens(self) -> int:
@@ -76,7 +78,7 @@ class Documents:
     def take(self, chosen_D: npt.NDArray[np.int64]) -> "Documents":
         """Some of the documents, in that order; a document may come twice. The tokens themselves are not copied."""
         places = (self.begin_D[chosen_D], self.end_D[chosen_D], self.learned_D[chosen_D])
-        return Documents(self.ids_N, self.learned_N, *places, self.file_D[chosen_D], self.line_D[chosen_D], self.files)
+        return Documents(self.ids_N, self.learned_N, *places, self.file_D[chosen_D], self.line_D[chosen_D], self.files, self.labelled)
 
     @cached_property
     def fingerprint(self) -> str:

@@ -216,7 +216,7 @@ class Stream:
     row_tokens: int
     seed: int
     pack: bool = True
-    virtual_tokens: int = 0
+    virtual_ids: range = range(0)
     key: str = ""
     _begins: list[Place] = field(default_factory=lambda: [(0, 0)])  # where each step begins
 
@@ -224,7 +224,7 @@ class Stream:
         """The packed rows of a step. Raises UserError for rows met on the way that must not be passed over."""
         documents = self.step_documents(step)
         self.chunks.look_ahead()
-        return make_rows(documents, range(len(documents)), self.row_tokens, self.pack, self.virtual_tokens)
+        return make_rows(documents, range(len(documents)), self.row_tokens, self.pack, self.virtual_ids)
 
     def step_documents(self, step: int) -> Documents:
         self._begin(step + 1)
@@ -239,6 +239,10 @@ class Stream:
     def alone(self) -> "Stream":
         """The same steps, a row for each document."""
         return replace(self, pack=False)
+
+    def behind(self, virtual_ids: range) -> "Stream":
+        """The same steps, each document behind these placeholders."""
+        return replace(self, virtual_ids=virtual_ids)
 
     def close(self) -> None:
         self.chunks.close()
