@@ -186,6 +186,7 @@ def test_the_method_of_the_example_works(monkeypatch: pytest.MonkeyPatch, tiny_l
     import torch
 
     from tunesmith.methods import method, settings
+    from tunesmith.methods.tuning import Start
     from tunesmith.models import load, slots
 
     names = dict(vars(settings))
@@ -197,7 +198,7 @@ def test_the_method_of_the_example_works(monkeypatch: pytest.MonkeyPatch, tiny_l
     ids_BT = torch.arange(12)[None]
     before = model(input_ids=ids_BT).logits
     tuning = scale.build(model, names["Scale"](targets=["q", "up"]))
-    scale.init(tuning, 0)
+    scale.init(tuning, Start(model, None, 0, lambda path: torch.empty(0)), names["Scale"]())
     method.place(model, tuning)
     assert len(tuning.adapter) == 4
     torch.testing.assert_close(model(input_ids=ids_BT).logits, before)

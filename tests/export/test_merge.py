@@ -13,7 +13,7 @@ from transformers.pytorch_utils import Conv1D
 
 from tests.conftest import write_byte_tokenizer
 from tunesmith.errors import UserError
-from tunesmith.export.merge import Merged, fold, folded, shards
+from tunesmith.export.merge import Merged, fold, folded
 from tunesmith.methods import layout, method
 from tunesmith.methods.lora import LoRA as LoRAModule
 from tunesmith.methods.settings import LoRA
@@ -183,8 +183,3 @@ def test_a_transposed_matrix_is_folded_in_its_own_orientation() -> None:
     update_OI = torch.tensor([[2.0, 4.0, 6.0], [0, 0, 0], [0, 0, 0]])
     assert torch.equal(folded(torch.zeros(3, 3), module, transposed=False), update_OI)
     assert torch.equal(folded(torch.zeros(3, 3), module, transposed=True), update_OI.T)
-
-
-def test_a_folder_without_safetensors(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"neither model.safetensors nor model.safetensors.index.json"):
-        shards(tmp_path)

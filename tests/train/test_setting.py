@@ -224,9 +224,9 @@ def test_another_base_is_refused_with_shapes(adapter: Path, tiny_llama: Path, da
     assert "model.layers.0.self_attn.q_proj: made for (64, 64), the layer is (128, 128) (in, out)" in said
 
 
-def test_an_adapter_is_gone_on_from_with_lora_only(adapter: Path, tiny_llama: Path, data: Path, tmp_path: Path) -> None:
+def test_an_adapter_is_gone_on_from_with_its_own_method(adapter: Path, tiny_llama: Path, data: Path, tmp_path: Path) -> None:
     said = refusal(runs.settings(tiny_llama, data, tmp_path / "run", {"model.adapter": str(adapter), "method": "full"}))
-    assert "a LoRA is gone on from with method.name=lora, not full" in said
+    assert f"model.adapter: the method is lora of the adapter {adapter}, not full; leave method.name out" in said
     said = refusal(runs.settings(tiny_llama, data, tmp_path / "run", {"model.adapter": str(tmp_path)}))
     assert "neither a run folder nor an adapter folder (adapter_config.json is missing)" in said
 

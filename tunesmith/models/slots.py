@@ -181,8 +181,10 @@ def lift(model: nn.Module, adapter: Mapping[str, nn.Module]) -> None:
             detach(layer)
         else:
             vars(layer).pop("forward", None)
-    left = {path: module for path, module in placed(model).items() if path not in adapter}
-    object.__setattr__(model, _PLACED, left)
+    if left := {path: module for path, module in placed(model).items() if path not in adapter}:
+        object.__setattr__(model, _PLACED, left)
+    else:
+        vars(model).pop(_PLACED, None)
 
 
 def placed(model: nn.Module) -> dict[str, nn.Module]:

@@ -21,6 +21,7 @@ from tunesmith.errors import UserError
 from tunesmith.methods import layout
 from tunesmith.methods.adapter_file import CONFIG
 from tunesmith.methods.method import METHODS, build
+from tunesmith.methods.settings import LoRA
 from tunesmith.methods.tuning import Tuning
 from tunesmith.models import load as loading
 from tunesmith.models.source import Located, locate
@@ -121,7 +122,9 @@ def _tuning(auto: "_Auto", skeleton: Any) -> Tuning:
         return build(skeleton, run.method, quantized=run.model.quantize is not None, device="meta")
     file = layout.read(adapter_folder(run.model.adapter))
     layout.fit(file, skeleton, device="meta")  # another base model is refused before anything else about the adapter
-    for name, value in layout.settings(file, skeleton).items():
+    fixed = layout.settings(file, skeleton)
+    auto.choose_method(fixed.pop("name"), f"of the adapter {run.model.adapter}")
+    for name, value in fixed.items():
         auto.fix(f"method.{name}", value, f"of the adapter {run.model.adapter}")
     return adapter_to_go_on_from(auto.run, skeleton, "meta")
 
@@ -134,8 +137,8 @@ def adapter_to_go_on_from(run: Run, model: Any, device: torch.device | str) -> T
     for module in modules:
         if hasattr(module, "dropout"):
             module.dropout = getattr(run.method, "dropout", 0.0)
-    fresh = build(model, run.method, quantized=run.model.quantize is not None, device="meta")
-    tuning.learning_rate_ratios.update({name: ratio for name, ratio in fresh.learning_rate_ratios.items() if name in tuning.parameters})
+    if (ratio := getattr(run.method, "plus_ratio", 1.0)) != 1:
+        tuning.learning_rate_ratios.update({name: ratio for name in tuning.parameters if name.endswith(".B")})
     return tuning
 
 
@@ -163,6 +166,16 @@ class _Auto:
             holder[name] = value
             self.run = parse(values)
             self.origins[key] = f"auto: {reason}"
+
+    def choose_method(self, name: str, reason: str) -> None:
+        """Take the one method that there can be. Raises UserError where the user named another."""
+        asked = self.run.method.name
+        if asked == name:
+            return
+        if asked != LoRA().name or {"method", "method.name"} & set(self.origins):
+            raise UserError(f"model.adapter: the method is {name} {reason}, not {asked}; leave method.name out, or take another adapter")
+        self.run = parse(self.run.model_dump() | {"method": {"name": name}})
+        self.origins["method.name"] = f"auto: {reason}"
 
     def fix(self, key: str, value: Any, reason: str) -> None:
         """Give `key` the one value that it can have. Raises UserError where the user asked for another."""
