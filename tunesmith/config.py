@@ -101,8 +101,16 @@ class Data(Settings):
 class Task(Settings):
     """What is predicted."""
 
-    name: Literal["auto", "generate", "text"] = "auto"
-    """generate answers to prompts, or continue raw text; auto follows the data."""
+    name: Literal["auto", "generate", "text", "classify", "tag"] = "auto"
+    """generate answers, continue raw text, classify texts, or tag their words; auto is generate or text, as the data is."""
+    head: Literal["score", "words"] = "score"
+    """What classifies: a linear layer on the last token, or the likelihood of the labels' own words as an answer."""
+    input: Literal["auto", "text", "chat"] = "auto"
+    """With a head: the bare text, or the text as a chat's question; auto is text."""
+    labels: list[str] | Auto = "auto"
+    """The labels (of tag: the types of entities), in order; auto takes those of the training data."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """With a head: every row counts the same, or every label does."""
 
 
 class Train(Settings):
@@ -194,7 +202,10 @@ ELSEWHERE = {
     "sequence_len": "data.max_length", "packing": "data.pack",
     "finetuning_type": "method.name", "lora_rank": "method.rank", "lora_r": "method.rank", "r": "method.rank", "lora_alpha": "method.alpha",
     "lora_dropout": "method.dropout", "lora_target": "method.targets", "target_modules": "method.targets", "use_rslora": "method.rslora",
-    "loraplus_lr_ratio": "method.plus_ratio", "num_train_epochs": "train.epochs", "num_epochs": "train.epochs", "max_steps": "train.steps",
+    "loraplus_lr_ratio": "method.plus_ratio", "use_dora": "method=dora", "pissa_init": "method=pissa", "init_lora_weights": "method.init",
+    "num_virtual_tokens": "method.tokens", "freeze_trainable_layers": "method.layers", "additional_target": "method.modules_to_save",
+    "trainable_token_indices": "method.trainable_tokens", "problem_type": "task.name=classify", "num_labels": "task.labels",
+    "num_train_epochs": "train.epochs", "num_epochs": "train.epochs", "max_steps": "train.steps",
     "batch_size": "train.tokens_per_step", "per_device_train_batch_size": "train.tokens_per_step", "micro_batch_size": "train.row_tokens",
     "gradient_accumulation_steps": "train.tokens_per_step", "lr": "train.learning_rate", "optim": "train.optimizer",
     "lr_scheduler_type": "train.schedule", "lr_scheduler": "train.schedule", "warmup_ratio": "train.warmup", "max_grad_norm": "train.clip",
