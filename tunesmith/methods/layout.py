@@ -14,11 +14,12 @@ from safetensors.torch import save_file
 
 from tunesmith.errors import UserError
 from tunesmith.methods.adapter_file import ABOUT, CONFIG, WEIGHTS, AdapterFile, about, config_of, tensors_of
-from tunesmith.methods.layouts import lora
+from tunesmith.methods.layouts import lora, prompt
 from tunesmith.methods.tuning import Tuning
 
 LAYOUTS: dict[str, ModuleType] = {
     "lora": lora,
+    "prompt": prompt,
 }
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from tunesmith.errors import UserError
-from tunesmith.methods import freeze, full, lora
+from tunesmith.methods import freeze, full, lora, prompt, ptuning
 from tunesmith.methods.tuning import Start, Tuning
 from tunesmith.models import slots
 
@@ -24,6 +24,8 @@ METHODS: dict[str, ModuleType] = {
     "full": full,
     "freeze": freeze,
     "lora": lora,
+    "prompt": prompt,
+    "ptuning": ptuning,
 }
 
 
