@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AttentionInterface
 
-from tunesmith.models import attention
+from tunesmith.models import chunked_attention
 from tunesmith.models.attention import NAME, UnknownArgument, packed_attention
 
 LENGTHS = (9, 1, 4, 14)
@@ -64,7 +64,7 @@ def definition(arguments):
 @pytest.mark.parametrize("chunk", [4, 256])
 @pytest.mark.parametrize("case", CASES)
 def test_every_document_attends_to_itself_alone(case, chunk, kept, monkeypatch):
-    monkeypatch.setattr(attention, "_QUERY_CHUNK", chunk)
+    monkeypatch.setattr(chunked_attention, "QUERY_CHUNK", chunk)
     q, k, v = made(kept=kept)
     arguments = CASES[case]
     out, weights = packed_attention(MODULE, q, k, v, None, cu_seq_lens_q=starts(), **arguments)
@@ -75,7 +75,7 @@ def test_every_document_attends_to_itself_alone(case, chunk, kept, monkeypatch):
 
 @pytest.mark.parametrize("case", CASES)
 def test_gradients_are_those_of_the_definition(case, monkeypatch):
-    monkeypatch.setattr(attention, "_QUERY_CHUNK", 4)
+    monkeypatch.setattr(chunked_attention, "QUERY_CHUNK", 4)
     arguments = dict(CASES[case])
     leaves: list[Any] = [tensor.requires_grad_() for tensor in made()]
     if "s_aux" in arguments:
@@ -100,7 +100,7 @@ def test_an_empty_document_takes_no_room():
 
 def test_no_score_is_made_beyond_the_window(monkeypatch):
     """Memory is chunk × (window + chunk)."""
-    monkeypatch.setattr(attention, "_QUERY_CHUNK", 8)
+    monkeypatch.setattr(chunked_attention, "QUERY_CHUNK", 8)
     q, k, v = made(tokens=64)
     sizes, softmax = [], torch.Tensor.softmax
 

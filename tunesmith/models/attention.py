@@ -3,7 +3,8 @@
 Registered with `transformers` under the name `tunesmith`, so that the classes stay unmodified. A packed row is one batch row
 of T tokens; where its documents begin comes as the standard keyword `cu_seq_lens_q` (D+1 offsets, the first 0, the last T),
 which every class that follows the attention interface hands down. Shapes: B=1, H query heads, K key/value heads, T tokens
-of the row, L tokens of one document, E head size.
+of the row, P positions of a prefix, E head size. Where an adapter has put keys and values at the layer, they stand in front of
+every document (`models/prefix_attention.py`).
 
 An argument that we do not know and that is not None is an error, never ignored: a class that asks for something else than
 causal attention, with a window, a soft-cap or sinks, is caught here or by the proof at the start of a run.
@@ -17,6 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AttentionInterface
 
+from tunesmith.models import prefix_attention
+from tunesmith.models.chunked_attention import chunked
+
 NAME = "tunesmith"
 
 # Arguments that classes hand to every attention function and that do not change what causal self-attention computes.
@@ -24,7 +28,6 @@ _HARMLESS = {
     "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "position_ids", "cache_position", "use_cache", "output_attentions",
     "output_hidden_states", "return_dict", "is_causal", "layer_idx", "num_items_in_batch", "cache_params", "position_embeddings",
 }  # fmt: skip
-_QUERY_CHUNK = 256  # queries whose scores are made at once where no fused kernel can be used
 
 
 class UnknownArgument(ValueError):
@@ -64,6 +67,13 @@ def packed_attention(
         raise UnknownArgument("keys and queries are not as many")
     scale = scaling if scaling is not None else q_BHTE.shape[-1] ** -0.5
     starts = cu_seq_lens_q.tolist()
+    if (prefix := prefix_attention.attached(module)) is not None:
+        keys_KPE, values_KPE = (part.to(q_BHTE.dtype) for part in prefix.keys_values())
+        out_HTE = prefix_attention.behind_prefix(
+            q_BHTE[0], k_BKTE[0], v_BKTE[0], keys_KPE, values_KPE, starts, scale,
+            window=sliding_window, softcap=softcap, sinks_H=s_aux,
+        )  # fmt: skip
+        return out_HTE.transpose(0, 1)[None].contiguous(), None
     out_BTHE = []
     for begin, end in pairwise(starts):
         if begin == end:
@@ -73,37 +83,9 @@ def packed_attention(
         if window is None and softcap is None and s_aux is None:
             out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=k.shape[1] != q.shape[1])
         else:
-            out = _chunked(q, k, v, scale, window, softcap, s_aux)
+            out = chunked(q, k, v, scale, window, softcap, s_aux)
         out_BTHE.append(out.transpose(1, 2))
     return torch.cat(out_BTHE, dim=1) if len(out_BTHE) > 1 else out_BTHE[0].contiguous(), None
-
-
-def _chunked(
-    q_BHLE: Tensor, k_BKLE: Tensor, v_BKLE: Tensor, scale: float, window: int | None, softcap: float | None, sinks_H: Tensor | None
-) -> Tensor:
-    """Causal attention of one document with a window, soft-capped scores (Gemma 2) or sinks (gpt-oss), by chunks of queries.
-
-    Only the keys that a chunk can see are touched, so that memory is chunk × (window + chunk), not L × L.
-    """
-    length, groups = q_BHLE.shape[2], q_BHLE.shape[1] // k_BKLE.shape[1]
-    k_BHLE, v_BHLE = k_BKLE.repeat_interleave(groups, dim=1), v_BKLE.repeat_interleave(groups, dim=1)
-    pieces = []
-    for begin in range(0, length, _QUERY_CHUNK):
-        end = min(begin + _QUERY_CHUNK, length)
-        first = 0 if window is None else max(0, begin - window + 1)
-        scores_BHQS = (q_BHLE[:, :, begin:end] @ k_BHLE[:, :, first:end].transpose(-1, -2)).float() * scale
-        if softcap is not None:
-            scores_BHQS = torch.tanh(scores_BHQS / softcap) * softcap
-        distance_QS = torch.arange(begin, end, device=q_BHLE.device)[:, None] - torch.arange(first, end, device=q_BHLE.device)
-        hidden_QS = distance_QS < 0 if window is None else (distance_QS < 0) | (distance_QS >= window)
-        scores_BHQS = scores_BHQS.masked_fill(hidden_QS, float("-inf"))
-        if sinks_H is not None:
-            sinks_BHQ1 = sinks_H.float().view(1, -1, 1, 1).expand(*scores_BHQS.shape[:3], 1)
-            weights_BHQS = torch.cat([scores_BHQS, sinks_BHQ1], dim=-1).softmax(-1)[..., :-1]
-        else:
-            weights_BHQS = scores_BHQS.softmax(-1)
-        pieces.append(weights_BHQS.to(v_BHLE.dtype) @ v_BHLE[:, :, first:end])
-    return torch.cat(pieces, dim=2)
 
 
 AttentionInterface.register(NAME, packed_attention)
