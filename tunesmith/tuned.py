@@ -14,7 +14,7 @@ from tunesmith import config, hardware
 from tunesmith.data.rendering.render import Renderer
 from tunesmith.errors import UserError
 from tunesmith.methods import layout
-from tunesmith.methods.adapter_file import CONFIG
+from tunesmith.methods.adapter_file import CONFIG, check_base
 from tunesmith.methods.tuning import Tuning
 from tunesmith.models import load as loading
 from tunesmith.models import slots
@@ -94,7 +94,11 @@ def _open(name: str, source: str, adapter: Path | None, run: config.Run | None, 
     chosen: torch.dtype = loading.DTYPES[dtype] if dtype != "auto" else hardware.default_dtype(place)[0]
     quantize = run is not None and run.model.quantize is not None and adapter is not None
     double = run.model.double_quant if run else True
-    size = loading.size_of(loading.skeleton(loading.load_config(located.folder)), chosen, quantize, double)
+    skeleton = loading.skeleton(loading.load_config(located.folder))
+    if file is not None:  # another base is refused before it is loaded
+        layout.fit(file, skeleton, device="meta")
+        check_base(file, located.folder)
+    size = loading.size_of(skeleton, chosen, quantize, double)
     needed, free = size.weight_bytes + size.largest_tensor_bytes, hardware.free_memory(place)
     if needed > free:
         raise loading.too_large(located.name, needed, free, place, "close other programs, or take a smaller model")

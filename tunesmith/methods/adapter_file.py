@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tunesmith.errors import UserError
+from tunesmith.models.fingerprint import difference, fingerprint
 
 CONFIG, WEIGHTS, ABOUT = "adapter_config.json", "adapter_model.safetensors", "tunesmith.json"
 SHOWN = 20  # problems named in one error
@@ -62,6 +63,14 @@ def some(problems: Sequence[str]) -> list[str]:
 def made_for_another(file: AdapterFile, problems: Sequence[str]) -> UserError:
     """The refusal of a model that an adapter does not fit."""
     return UserError(f"{file.folder} was made for another base model ({file.base or 'unnamed'}):", *[f"  {p}" for p in some(problems)])
+
+
+def check_base(file: AdapterFile, folder: Path) -> None:
+    """Raises UserError where the base in `folder` is not the one that the adapter was made over. Folders of others do not say."""
+    made_over = file.about.get("base")
+    if made_over and (why := difference(made_over, fingerprint(folder))):
+        cure = f"name the base that it was made for ({file.base or 'its folder or hub id'}), or train an adapter for this one"
+        raise made_for_another(file, [f"{folder}: {why}", cure])
 
 
 def _json(path: Path) -> dict[str, Any] | None:

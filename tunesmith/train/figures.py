@@ -11,6 +11,7 @@ from tunesmith.data.corpus.batches import Plan
 from tunesmith.data.corpus.stream import Stream
 from tunesmith.methods.tuning import Tuning
 from tunesmith.models import slots
+from tunesmith.models.fingerprint import fingerprint
 from tunesmith.models.load import Base
 from tunesmith.models.proof import Proof
 from tunesmith.train import folder, weights
@@ -49,7 +50,8 @@ def flops_per_token(base: Base, tuning: Tuning, learned_share: float) -> float:
 
 
 def plan_json(setting: Setting, tuning: Tuning, trusted: Proof) -> dict[str, Any]:
-    """`plan.json`: no times and no paths. `own_head` and `packed` are the decisions that a resumed run keeps."""
+    """`plan.json`: no times and no paths. `own_head` and `packed` are the decisions that a resumed run keeps, `base` is the model
+    that it has to find again."""
     return {
         "trainable_parameters": tuning.count,
         "total_parameters": setting.total_parameters,
@@ -58,6 +60,7 @@ def plan_json(setting: Setting, tuning: Tuning, trusted: Proof) -> dict[str, Any
         "own_head": trusted.own_head,
         "packed": trusted.packed,
         "proof": list(trusted.failures),
+        "base": fingerprint(setting.located.folder),
     }
 
 

@@ -22,6 +22,7 @@ from tunesmith.methods import method
 from tunesmith.methods.tuning import Start, Tuning
 from tunesmith.models import load as loading
 from tunesmith.models import proof, slots
+from tunesmith.models.fingerprint import difference, fingerprint
 from tunesmith.models.load import Base
 from tunesmith.models.matrix import matrix
 from tunesmith.step import forward as forwards
@@ -64,6 +65,7 @@ def resume(name: str | Path, *, steps: int | None = None, stop: Stop = lambda: 0
         loaded.origins["train.steps"] = "resume"
     setting = decide(loaded.run, loaded.origins, tell)
     _same_data(out, setting)
+    _same_base(out, setting)
     if done >= setting.steps and folder.is_finished(out):
         raise UserError(f"{out} is finished after {done} steps; for more: tunesmith resume {out} train.steps={2 * setting.steps}")
     with folder.locked(out):
@@ -294,6 +296,16 @@ def _same_data(out: Path, setting: Setting) -> None:
                 "nothing was changed",
                 "put the old files back, or begin a new run (model.adapter goes on from this one's adapter)",
             )
+
+
+def _same_base(out: Path, setting: Setting) -> None:
+    """Raises UserError where the base model under the run's name holds other weights than the run began with."""
+    then = folder.read_json(out / folder.PLAN).get("base") if (out / folder.PLAN).exists() else None
+    if then and (why := difference(then, fingerprint(setting.located.folder), limit=0)):
+        raise UserError(
+            f"{out}: {setting.run.model.source} is no longer the model that the run began with: {why}; nothing was changed",
+            "put the old model back, or begin a new run",
+        )
 
 
 def _after_nonfinite(out: Path, step: int) -> list[str]:

@@ -19,7 +19,7 @@ from tunesmith.data.corpus.stream import Stream
 from tunesmith.data.rendering.render import Renderer
 from tunesmith.errors import UserError
 from tunesmith.methods import layout
-from tunesmith.methods.adapter_file import CONFIG
+from tunesmith.methods.adapter_file import CONFIG, check_base
 from tunesmith.methods.method import METHODS, build
 from tunesmith.methods.settings import LoRA
 from tunesmith.methods.tuning import Tuning
@@ -73,7 +73,7 @@ def decide(run: Run, origins: dict[str, str], tell: Tell = lambda sentence: None
     auto.set("train.threads", "auto", *threads())
 
     skeleton = loading.skeleton(config)
-    tuning = _tuning(auto, skeleton)
+    tuning = _tuning(auto, skeleton, located.folder)
     size = _fits(located, skeleton, auto.run, device)
 
     renderer = Renderer(tokenizer, thinking=run.data.thinking, date=auto.run.data.date, stop_ids=loading.stop_ids(located.folder, config))
@@ -115,13 +115,14 @@ def threads() -> tuple[int, str]:
     return cores, "physical cores"
 
 
-def _tuning(auto: "_Auto", skeleton: Any) -> Tuning:
+def _tuning(auto: "_Auto", skeleton: Any, base: Path) -> Tuning:
     """What will be trained, as shapes: the method's own, or those of the adapter to go on from."""
     run = auto.run
     if run.model.adapter is None:
         return build(skeleton, run.method, quantized=run.model.quantize is not None, device="meta")
     file = layout.read(adapter_folder(run.model.adapter))
     layout.fit(file, skeleton, device="meta")  # another base model is refused before anything else about the adapter
+    check_base(file, base)
     fixed = layout.settings(file, skeleton)
     auto.choose_method(fixed.pop("name"), f"of the adapter {run.model.adapter}")
     for name, value in fixed.items():

@@ -12,6 +12,7 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from tunesmith.methods import layout
 from tunesmith.methods.tuning import Tuning
+from tunesmith.models.fingerprint import fingerprint
 from tunesmith.models.load import Base
 from tunesmith.train.checkpoint import write_whole
 
@@ -23,6 +24,7 @@ def write(target: Path, base: Base, tuning: Tuning, setting: Any) -> None:
     """Write the folder, whole at any moment. `setting.located` names the base. Raises UserError where the disk will not take it."""
     if tuning.adapter:
         located = setting.located
+        tuning.about["base"] = fingerprint(located.folder)  # an adapter over other weights computes something else
         name = located.origin.partition("@")[0] if located.kind == "hub" else str(located.folder.resolve())
         write_whole(target, lambda aside: layout.write(aside, base.model, tuning, name))
     else:
