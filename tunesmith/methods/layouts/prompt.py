@@ -30,7 +30,7 @@ def write(model: Any, tuning: Tuning, base: str) -> tuple[dict[str, Any], dict[s
     config = {
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base,
-        "inference_mode": True,  # with an encoder's type in the config, a reader in training mode would put a new one before the table
+        "inference_mode": True,  # what follows is a finished table, whatever encoder made it
         "num_virtual_tokens": table_PC.shape[0],
         "token_dim": table_PC.shape[1],
         "num_transformer_submodules": 1,
