@@ -29,8 +29,10 @@ def attention_layers(model: Any) -> list[AttentionLayer]:
         except LookupError as error:
             problems.append(f"{path}: {error.args[0]}")
     if problems:
-        more = f" (and {len(problems) - 1} blocks more)" if len(problems) > 1 else ""
-        raise LookupError(f"every block must have attention with keys and values of its own; {problems[0]}{more}")
+        raise LookupError(
+            f"every block must have attention with keys and values of its own, {len(problems)} of {len(slots.blocks(model))} have not; "
+            f"{problems[0]}"
+        )
     if not found:
         raise LookupError(f"no repeated blocks in this {model.config.model_type}")
     return found
