@@ -11,15 +11,17 @@ from types import ModuleType
 from typing import Any
 
 from safetensors.torch import save_file
+from torch import Tensor
 
 from tunesmith.errors import UserError
 from tunesmith.methods.adapter_file import ABOUT, CONFIG, WEIGHTS, AdapterFile, about, config_of, tensors_of
-from tunesmith.methods.layouts import lora, prompt
+from tunesmith.methods.layouts import head, lora, prefix, prompt
 from tunesmith.methods.tuning import Tuning
 
 LAYOUTS: dict[str, ModuleType] = {
     "lora": lora,
     "prompt": prompt,
+    "prefix": prefix,
 }
 
 
@@ -32,11 +34,16 @@ def write(folder: Path, model: Any, tuning: Tuning, base: str) -> None:
     layout = LAYOUTS[tuning.layout]
     config, tensors = layout.write(model, tuning, base)
     folder.mkdir(parents=True, exist_ok=True)
-    kept = {name: tensor.detach().float().cpu().contiguous() for name, tensor in tensors.items()}
-    save_file(kept, folder / getattr(layout, "WEIGHTS", WEIGHTS), metadata={"format": "pt"})
+    files, said = {getattr(layout, "WEIGHTS", WEIGHTS): tensors}, dict(tuning.about)
+    if tuning.head is not None:
+        files[head.OWN] = head.add(model, tuning.head, config, tensors)
+        said["head"] = tuning.head.about
+    for name, content in files.items():
+        if content:
+            _save(content, folder / name)
     _write_json(folder / CONFIG, config)
-    if tuning.about:
-        _write_json(folder / ABOUT, tuning.about)
+    if said:
+        _write_json(folder / ABOUT, said)
 
 
 def read(folder: Path) -> AdapterFile:
@@ -46,8 +53,13 @@ def read(folder: Path) -> AdapterFile:
     if found is None:
         raise UserError(f"{folder / CONFIG}: peft_type={config.get('peft_type')!r} is not served; adapters of {', '.join(LAYOUTS)} are")
     layout = LAYOUTS[found]
-    file: AdapterFile = layout.read(folder, config, tensors_of(folder, getattr(layout, "WEIGHTS", WEIGHTS)))
+    config, tensors, task_head = head.take(config, tensors_of(folder, getattr(layout, "WEIGHTS", WEIGHTS)))
+    file: AdapterFile = layout.read(folder, config, tensors)
     file.about.update(about(folder))
+    if task_head is None and (folder / head.OWN).is_file():
+        task_head = head.own(folder, file.about)
+    if task_head is not None:
+        file.facts["head"] = task_head
     return file
 
 
@@ -55,6 +67,8 @@ def fit(file: AdapterFile, model: Any, device: Any = None) -> Tuning:
     """The adapter as modules for this model. Raises UserError with every layer that is missing or of another shape."""
     tuning: Tuning = LAYOUTS[file.layout].fit(file, model, device)
     tuning.about = dict(file.about)
+    if "head" in file.facts:
+        head.fit(file.facts["head"], tuning, model, file.folder, device)
     return tuning
 
 
@@ -66,6 +80,10 @@ def settings(file: AdapterFile, model: Any) -> dict[str, Any]:
 def base_of(folder: Path) -> str:
     """The base model that an adapter folder names."""
     return str(config_of(folder).get("base_model_name_or_path") or "")
+
+
+def _save(tensors: dict[str, Tensor], path: Path) -> None:
+    save_file({name: tensor.detach().float().cpu().contiguous() for name, tensor in tensors.items()}, path, metadata={"format": "pt"})
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ values are known (NF4 of a residual, say), and `folded(weight_OI)`, the matrix w
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
@@ -16,9 +17,11 @@ import torch
 from torch import Tensor
 
 from tunesmith.errors import UserError
-from tunesmith.methods import freeze, full, lora, prompt, ptuning
+from tunesmith.methods import adapter, freeze, full, lora, prefix, prompt, ptuning, ptuning_v2
+from tunesmith.methods.layouts import head as layouts_head
 from tunesmith.methods.tuning import Start, Tuning
 from tunesmith.models import slots
+from tunesmith.models.score import Score
 
 METHODS: dict[str, ModuleType] = {
     "full": full,
@@ -26,6 +29,9 @@ METHODS: dict[str, ModuleType] = {
     "lora": lora,
     "prompt": prompt,
     "ptuning": ptuning,
+    "prefix": prefix,
+    "ptuning_v2": ptuning_v2,
+    "adapter": adapter,
 }
 
 
@@ -43,6 +49,26 @@ def build(model: Any, settings: Any, *, quantized: bool, device: Any = None) -> 
         raise UserError(f"method {settings.name}: {error.args[0]}") from None
 
 
+def give_head(model: Any, tuning: Tuning, head: Score) -> None:
+    """Let a task's head be trained beside the method's own tensors. The model's own head computes nothing then, and is left out.
+
+    Raises UserError where the method was told to train that head.
+    """
+    own = model.get_output_embeddings()
+    shared = {id(parameter) for parameter in model.get_input_embeddings().parameters()}
+    unused = {id(parameter) for parameter in own.parameters()} - shared
+    if beside := [path for path in tuning.adapter if model.get_submodule(path) is own]:
+        raise UserError(
+            f"method: {beside[0]} is the language model's head, which computes nothing for task.name={head.task}; "
+            "leave it out of the method's settings: the task's own head is trained anyway"
+        )
+    kept = {name: parameter for name, parameter in tuning.parameters.items() if id(parameter) not in unused}
+    tuning.parameters = kept | head.tensors
+    tuning.head = head
+    if note := layouts_head.note(model, head):
+        tuning.notes.append(note)
+
+
 def place(model: Any, tuning: Tuning) -> None:
     """Put the adapter in its places and let gradients reach what is trained, and nothing else."""
     slots.place(model, tuning.adapter)
@@ -53,9 +79,11 @@ def place(model: Any, tuning: Tuning) -> None:
 
 def begin(tuning: Tuning, start: Start, settings: Any) -> None:
     """First values, by the method. Raises UserError for what they cannot be made of."""
-    METHODS[settings.name].init(tuning, start, settings)
-    if tuning.head is not None:
-        tuning.head.begin(start.seed)  # type: ignore[operator]
+    head, own = tuning.head, tuning
+    if head is not None:  # no method knows of its tensors
+        own = replace(tuning, parameters={name: p for name, p in tuning.parameters.items() if name not in head.tensors}, head=None)
+        head.begin(start.seed)
+    METHODS[settings.name].init(own, start, settings)
 
 
 def settle(model: Any, tuning: Tuning, dense: Callable[[str], Tensor]) -> None:
