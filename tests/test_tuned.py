@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from tests import runs
@@ -110,6 +110,29 @@ def test_another_base_is_refused_with_shapes(done: Path, tiny_llama: Path, tmp_p
         open_tuned(str(done / "adapter"), model=str(other))
     assert "was made for another base model" in refused.value.problems[0]
     assert "  model.layers.0.mlp.gate_proj: made for (64, 128), the layer is (64, 96) (in, out)" in refused.value.problems
+
+
+def test_another_fine_tune_of_the_base_is_refused_before_it_is_loaded(
+    done: Path, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = shutil.copytree(tiny_llama, tmp_path / "other")
+    generator = torch.Generator().manual_seed(0)
+    tensors = load_file(other / "model.safetensors")
+    save_file(
+        {name: t + 0.1 * t.std() * torch.randn(t.shape, generator=generator) for name, t in tensors.items()}, other / "model.safetensors"
+    )
+    monkeypatch.setattr(tuned.loading, "load", lambda *_, **__: pytest.fail("loaded"))
+    with pytest.raises(UserError) as refused:
+        open_tuned(str(done / "adapter"), model=str(other))
+    assert refused.value.problems[0] == f"{done / 'adapter'} was made for another base model ({tiny_llama}):"
+    assert refused.value.problems[1].startswith(f"  {other}: the weights differ by 1")
+    assert refused.value.problems[2].startswith(f"  name the base that it was made for ({tiny_llama})")
+
+
+def test_the_same_base_in_another_number_format_is_taken(done: Path, tiny_llama: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(tiny_llama, tmp_path / "other")
+    save_file({name: t.bfloat16() for name, t in load_file(other / "model.safetensors").items()}, other / "model.safetensors")
+    assert open_tuned(str(done / "adapter"), model=str(other), dtype="float32").has_adapter
 
 
 def test_a_broken_adapter_is_said_before_the_model_is_loaded(done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

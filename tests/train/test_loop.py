@@ -185,6 +185,22 @@ def test_a_finished_run_needs_more_steps(done: Path, tmp_path: Path) -> None:
     assert (out / "adapter/adapter_model.safetensors").read_bytes() != before["adapter/adapter_model.safetensors"]
 
 
+@pytest.mark.parametrize("method", ["lora", "freeze"])
+def test_a_changed_base_is_refused(method: str, tiny_llama: Path, tmp_path: Path) -> None:
+    """Other weights under the same path, that another fine-tune was written to, say."""
+    data, out, base = runs.write_rows(tmp_path / "rows.jsonl"), tmp_path / "run", shutil.copytree(tiny_llama, tmp_path / "base")
+    with pytest.raises(Interrupted):
+        list(loop.train(runs.settings(base, data, out, {"method": method}), stop=runs.stop_after(2), tell=runs.quiet))
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    tensors = load_file(base / "model.safetensors")
+    save_file({name: t * 1.001 for name, t in tensors.items()}, base / "model.safetensors")
+    with pytest.raises(UserError, match=r"base is no longer the model that the run began with: the weights differ by 0.1%"):
+        list(loop.resume(out, tell=runs.quiet))
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+    save_file(tensors, base / "model.safetensors")
+    assert isinstance(list(loop.resume(out, tell=runs.quiet))[-1], events.Finished)
+
+
 def test_changed_data_is_refused(tiny_llama: Path, tmp_path: Path) -> None:
     data, out = runs.write_rows(tmp_path / "rows.jsonl"), tmp_path / "run"
     with pytest.raises(Interrupted):
