@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from tunesmith.models.score import Score
+
 
 @dataclass
 class Tuning:
@@ -20,7 +22,7 @@ class Tuning:
     virtual_tokens: int = 0  # placeholders that stand in front of each document
     prefix_tokens: int = 0  # keys and values in front of each document: its positions begin here
     about: dict[str, Any] = field(default_factory=dict)  # what `tunesmith.json` in an adapter folder says
-    head: nn.Module | None = None  # what a task predicts with, in place of the model's own head; its tensors are in `parameters`
+    head: Score | None = None  # what a task predicts with, in place of the model's own head; its tensors are in `parameters`
 
     @property
     def count(self) -> int:
@@ -28,7 +30,7 @@ class Tuning:
 
     def train(self, mode: bool = True) -> None:
         """Dropout on or off; the base itself always runs in evaluation mode."""
-        for module in self.adapter.values():
+        for module in [*self.adapter.values(), *([self.head] if self.head is not None else [])]:
             module.train(mode)
 
 

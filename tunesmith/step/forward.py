@@ -14,54 +14,68 @@ from tunesmith.data.corpus.batches import Row
 from tunesmith.models import attention, slots
 from tunesmith.models.head import decoder_of, head_of
 from tunesmith.models.proof import Proof, row_arguments
-from tunesmith.step.loss import learned_loss, loss_of_logits
+from tunesmith.models.score import Score
+from tunesmith.step.loss import label_loss, learned_loss, loss_of_logits
 
 
 @dataclass
 class Forward:
-    """How a row is computed. Rows must hold one document each where `packed` is false."""
+    """How a row is computed. Rows must hold one document each where `packed` is false. With a `score` their targets are labels."""
 
     model: Any
     own_head: bool
     packed: bool
+    score: Score | None = None
 
     def __post_init__(self) -> None:
-        self.decoder = decoder_of(self.model) if self.own_head else None
-        self.head = head_of(self.model) if self.own_head else None
+        self.decoder = decoder_of(self.model) if self.own_head or self.score is not None else None
+        self.head = head_of(self.model) if self.own_head and self.score is None else None
+
+    def weight(self, row: Row) -> float:
+        """What a sum of losses over the row is divided by for their mean: its learned tokens, or the weights of its labels."""
+        if self.score is None or self.score.class_weights_L is None:
+            return float(len(row.targets_N))
+        return self.score.class_weights_L[row.targets_N].sum().item()
 
     def loss(self, row: Row, scale: float = 1.0, head_gradient_VC: Tensor | None = None) -> Tensor:
-        """scale · summed cross entropy of the row's learned tokens; see `learned_loss` for the head's gradient."""
+        """scale · summed cross entropy of the row's learned tokens or labels; see `learned_loss` for the head's gradient."""
         device = self.model.device
         ids_1T = row.ids_T[None].to(device)
         hidden_N, targets_N = row.hidden_N.to(device), row.targets_N.to(device)
         arguments = row_arguments(row.lengths, device, slots.first_position(self.model)) if self.packed else {}
-        if self.decoder is None or self.head is None:
+        if self.decoder is None:
             logits_TV = self.model(input_ids=ids_1T, use_cache=False, **arguments).logits[0]
             return loss_of_logits(logits_TV, hidden_N, targets_N, scale)
         h_TC = self.decoder(input_ids=ids_1T, use_cache=False, **arguments).last_hidden_state[0]
+        if self.score is not None:
+            return label_loss(h_TC[hidden_N], targets_N, self.score, scale)
+        assert self.head is not None
         return learned_loss(h_TC[hidden_N], targets_N, self.head, scale, head_gradient_VC)
 
     @torch.no_grad()
     def mean_loss(self, rows: Iterable[Row]) -> tuple[float, int]:
         """(mean loss over the learned tokens, how many) of many rows, never more logits than one chunk at a time."""
-        total, count = torch.zeros((), dtype=torch.float64), 0
+        total, weight, count = torch.zeros((), dtype=torch.float64), 0.0, 0
         for row in rows:
             total += self.loss(row).double().cpu()
+            weight += self.weight(row)
             count += len(row.targets_N)
-        return (total / max(1, count)).item(), count
+        return (total / (weight or 1.0)).item(), count
 
 
-def prepare(model: Any, proof: Proof, own_attention: str) -> Forward:
+def prepare(model: Any, proof: Proof, own_attention: str, score: Score | None = None) -> Forward:
     """The model set up as the proof allows: our attention where rows may be packed, the class's own elsewhere."""
     model.set_attn_implementation(attention.NAME if proof.packed else own_attention)
-    return Forward(model, proof.own_head, proof.packed)
+    return Forward(model, proof.own_head, proof.packed, score)
 
 
 def recompute_blocks(model: Any) -> None:
-    """Keep only each decoder block's input and compute the block again in the backward pass: less memory, a third more work."""
+    """Keep only each decoder block's input and compute the block again in the backward pass: less memory, a third more work.
+
+    An adapter that stands at the block is computed again with it.
+    """
     for _, block in slots.blocks(model):
-        own = partial(type(block).forward, block)
-        object.__setattr__(block, "forward", partial(checkpoint, own, use_reentrant=False))
+        object.__setattr__(block, "forward", partial(checkpoint, block.forward, use_reentrant=False))
 
 
 @torch.no_grad()

@@ -10,9 +10,11 @@ Shapes: N learned positions, C channels, V vocabulary, R rows of a chunk.
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from tunesmith.models.head import Head
+from tunesmith.models.score import Score
 
 _BUDGET_BYTES = 64 * 1024**2  # fp32 logits of one chunk
 _BUDGET_BYTES_GPU = 512 * 1024**2
@@ -79,3 +81,14 @@ def loss_of_logits(logits_TV: Tensor, hidden_N: Tensor, targets_N: Tensor, scale
     """The same number from a class's own logits, where our head may not be used."""
     logp_NV = torch.log_softmax(logits_TV[hidden_N].float(), dim=-1)
     return -logp_NV.gather(1, targets_N[:, None]).sum() * scale
+
+
+def label_loss(h_NC: Tensor, targets_N: Tensor, score: Score, scale: float = 1.0) -> Tensor:
+    """scale · Σ weight(label) · -log p(label) under a task's head, a scalar in fp32; its own tensors get their gradients in `backward`.
+
+    Labels are few: their logits need no chunks.
+    """
+    if h_NC.shape[0] == 0:
+        return h_NC.sum().float() * 0.0
+    weights_L = None if score.class_weights_L is None else score.class_weights_L.to(h_NC.device)
+    return F.cross_entropy(score(h_NC), targets_N, weight=weights_L, reduction="sum") * scale
