@@ -6,11 +6,12 @@ class's code under our attention and our head, which is where surprises live (a 
 leaks between documents, logits that are scaled): the weights themselves play no part in it, and a model of any size is
 proved in a second or two.
 
-Four statements:
+Four statements, and a fifth where something stands in front of every layer's documents:
   head       our head on the last hidden states gives the class's logits
   attention  our attention gives what the class's own attention gives
   packed     a packed row gives what its documents give alone
   causal     changing one token moves nothing before it and nothing in other documents
+  prefix     a packed row behind a prefix gives what the class gives, document by document, from a cache that holds it
 """
 
 import copy
@@ -22,14 +23,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tunesmith.models import attention
+from tunesmith.models import attention, front, slots
+from tunesmith.models.attention_layers import attention_layers
 from tunesmith.models.head import decoder_of, head_of
 from tunesmith.models.load import quiet
+from tunesmith.models.prefix_attention import Prefix
 
 TOLERANCE = 1e-4  # largest difference over the largest magnitude, fp32; true differences are of order 0.01 and more
 LENGTHS = (37, 5, 64, 22)  # tokens of the documents of the proof's row: 128 in all, some longer than the window
 WINDOW = 16  # sliding windows and attention chunks of the miniature
 VOCABULARY = 256
+PREFIX = 11  # positions of the miniature's prefix: fewer than the window, so that some tokens see all, some a part, some nothing of it
 WIDTH = 64  # of the miniature's MLPs
 NARROWEST = 256  # channels that stay where heads are taken away
 _LAYER_COUNTS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")  # what families call the number of blocks
@@ -42,10 +46,11 @@ class Proof:
     own_head: bool  # hidden states and our head may replace the class's forward
     packed: bool  # several documents may share a row under our attention
     failures: tuple[str, ...]
+    behind_prefix: bool = True  # and may all stand behind one prefix; as good as `packed` where that was not asked for
 
 
-def prove(config: Any, model_class: type, own_attention: str) -> Proof:
-    """The proof for an architecture. Nothing is raised: what fails is not used, and said."""
+def prove(config: Any, model_class: type, own_attention: str, prefix: bool = False) -> Proof:
+    """The proof for an architecture, of a prefix too where one is to be used. Nothing is raised: what fails is not used, and said."""
     failures: list[str] = []
     ids_T = torch.arange(sum(LENGTHS)).mul(7919).remainder(VOCABULARY)
     documents = ids_T.split(LENGTHS)
@@ -54,7 +59,7 @@ def prove(config: Any, model_class: type, own_attention: str) -> Proof:
             model, reference = _reference(config, model_class, own_attention, documents)
         except Exception as error:  # any architecture of the library may refuse to be small, for reasons of its own
             failure = f"no miniature of {model_class.__name__} runs ({_line(error)}); its own head and attention are used"
-            return Proof(False, False, (failure,))
+            return Proof(False, False, (failure,), False)
 
         def own() -> list[tuple[Tensor, Tensor]]:
             return [(_our_logits(model, d, None), r) for d, r in zip(documents, reference, strict=True)]
@@ -76,6 +81,9 @@ def prove(config: Any, model_class: type, own_attention: str) -> Proof:
             assert not torch.equal(before[~still], after[~still]), "a changed token changes nothing at all"
             return [(after[still], before[still])]
 
+        def behind() -> list[tuple[Tensor, Tensor]]:
+            return [_behind_prefix(model, ids_T, own_attention, head)]
+
         head = _holds("our head gives the class's logits", "its own head is used", failures, own)
         alone = "each document has a row of its own, under the class's own attention"
         free = (
@@ -83,7 +91,26 @@ def prove(config: Any, model_class: type, own_attention: str) -> Proof:
             and _holds("a packed row gives what its documents give alone", alone, failures, packed)
             and _holds("a changed token moves nothing before it and nothing in other documents", alone, failures, causal)
         )
-    return Proof(head, free, tuple(failures))
+        without = "a prefix cannot be trained or used here"
+        after = free and (not prefix or _holds("our attention behind a prefix gives what the class gives", without, failures, behind))
+    return Proof(head, free, tuple(failures), after)
+
+
+def _behind_prefix(model: Any, ids_T: Tensor, own_attention: str, our_head: bool) -> tuple[Tensor, Tensor]:
+    """The packed row's logits behind a drawn prefix, and the class's own of each document after a cache with the same."""
+    generator = torch.Generator().manual_seed(2)
+    given: dict[str, Any] = {
+        layer.path: Prefix(layer.index, *(torch.randn(layer.heads, PREFIX, layer.size, generator=generator) for _ in range(2)))
+        for layer in attention_layers(model)
+    }
+    slots.place(model, given)
+    try:
+        _attend(model, own_attention)
+        theirs = torch.cat([front.logits(model, document[None])[0] for document in ids_T.split(LENGTHS)])
+        _attend(model, attention.NAME)
+        return _logits(model, ids_T, LENGTHS, our_head, PREFIX), theirs
+    finally:
+        slots.lift(model, given)
 
 
 def _reference(config: Any, model_class: type, own_attention: str, documents: Sequence[Tensor]) -> tuple[Any, list[Tensor]]:
@@ -184,18 +211,18 @@ def _own_logits(model: Any, ids_T: Tensor) -> Tensor:
     return model(input_ids=ids_T[None], use_cache=False).logits[0]
 
 
-def _our_logits(model: Any, ids_T: Tensor, lengths: tuple[int, ...] | None) -> Tensor:
-    return head_of(model).logits(_hidden(decoder_of(model), ids_T, lengths))
+def _our_logits(model: Any, ids_T: Tensor, lengths: tuple[int, ...] | None, first: int = 0) -> Tensor:
+    return head_of(model).logits(_hidden(decoder_of(model), ids_T, lengths, first))
 
 
-def _logits(model: Any, ids_T: Tensor, lengths: tuple[int, ...], our_head: bool) -> Tensor:
+def _logits(model: Any, ids_T: Tensor, lengths: tuple[int, ...], our_head: bool, first: int = 0) -> Tensor:
     if our_head:
-        return _our_logits(model, ids_T, lengths)
-    return model(input_ids=ids_T[None], use_cache=False, **row_arguments(lengths, ids_T.device)).logits[0]
+        return _our_logits(model, ids_T, lengths, first)
+    return model(input_ids=ids_T[None], use_cache=False, **row_arguments(lengths, ids_T.device, first)).logits[0]
 
 
-def _hidden(decoder: Any, ids_T: Tensor, lengths: tuple[int, ...] | None) -> Tensor:
-    arguments = row_arguments(lengths, ids_T.device) if lengths else {}
+def _hidden(decoder: Any, ids_T: Tensor, lengths: tuple[int, ...] | None, first: int) -> Tensor:
+    arguments = row_arguments(lengths, ids_T.device, first) if lengths else {}
     return decoder(input_ids=ids_T[None], use_cache=False, **arguments).last_hidden_state[0]
 
 

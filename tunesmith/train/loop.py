@@ -116,7 +116,7 @@ def _steps(setting: Setting, out: Path, last: Checkpoint | None, stop: Stop, tel
         where = f"{out}: the checkpoint of step {last.progress.step if last else 0}"
         tuning = _tuning(run, base, setting, last.trained if last else {}, where)
         method.place(base.model, tuning)
-        trusted = _proof(out, base, tuning)
+        trusted = _proof(out, base)
         forward = forwards.prepare(base.model, trusted, base.own_attention)
         if run.train.recompute == "blocks":
             forwards.recompute_blocks(base.model)
@@ -248,12 +248,9 @@ def _trained_head(forward: Forward, tuning: Tuning) -> str | None:
     return next((name for name, parameter in tuning.parameters.items() if parameter is forward.head.weight_VC), None)
 
 
-def _proof(out: Path, base: Base, tuning: Tuning) -> proof.Proof:
+def _proof(out: Path, base: Base) -> proof.Proof:
     """Proved anew at every start; a resumed run keeps the decisions that it began with."""
     found = proof.prove(base.model.config, type(base.model), base.own_attention)
-    if any(base.model.get_submodule(path) is base.model.get_output_embeddings() for path in tuning.adapter):
-        note = "an adapter stands beside the head: the class's own head is used"
-        found = proof.Proof(False, found.packed, (*found.failures, note))
     if not (out / folder.PLAN).exists():
         return found
     kept = folder.read_json(out / folder.PLAN)
