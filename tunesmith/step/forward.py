@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from tunesmith.data.corpus.batches import Row
+from tunesmith.errors import UserError
 from tunesmith.models import attention, slots
 from tunesmith.models.head import decoder_of, head_of
 from tunesmith.models.proof import Proof, row_arguments
@@ -64,7 +65,14 @@ class Forward:
 
 
 def prepare(model: Any, proof: Proof, own_attention: str, score: Score | None = None) -> Forward:
-    """The model set up as the proof allows: our attention where rows may be packed, the class's own elsewhere."""
+    """The model set up as the proof allows: our attention where rows may be packed, the class's own elsewhere.
+
+    Raises UserError where a prefix stands in it and our attention, which alone knows of it, may not be used.
+    """
+    if slots.prefix(model) and not (proof.packed and proof.behind_prefix):
+        raise UserError(
+            f"{type(model).__name__} cannot be trained behind a prefix, take another method (lora, prompt, adapter):", *proof.failures
+        )
     model.set_attn_implementation(attention.NAME if proof.packed else own_attention)
     return Forward(model, proof.own_head, proof.packed, score)
 

@@ -250,13 +250,13 @@ def _trained_head(forward: Forward, tuning: Tuning) -> str | None:
 
 def _proof(out: Path, base: Base) -> proof.Proof:
     """Proved anew at every start; a resumed run keeps the decisions that it began with."""
-    found = proof.prove(base.model.config, type(base.model), base.own_attention)
+    found = proof.prove(base.model.config, type(base.model), base.own_attention, prefix=bool(tuning.prefix_tokens))
     if not (out / folder.PLAN).exists():
         return found
     kept = folder.read_json(out / folder.PLAN)
     if (kept["packed"] and not found.packed) or (kept["own_head"] and not found.own_head):
         raise UserError("what this run began with no longer holds for this architecture:", *found.failures)
-    return proof.Proof(kept["own_head"], kept["packed"], found.failures)
+    return proof.Proof(kept["own_head"], kept["packed"], found.failures, found.behind_prefix)
 
 
 def _evaluate(forward: Forward, setting: Setting, progress: Progress) -> events.Evaluated:
