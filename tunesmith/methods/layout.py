@@ -15,13 +15,14 @@ from torch import Tensor
 
 from tunesmith.errors import UserError
 from tunesmith.methods.adapter_file import ABOUT, CONFIG, WEIGHTS, AdapterFile, about, config_of, tensors_of
-from tunesmith.methods.layouts import head, lora, prefix, prompt
+from tunesmith.methods.layouts import adapterhub, head, lora, prefix, prompt
 from tunesmith.methods.tuning import Tuning
 
 LAYOUTS: dict[str, ModuleType] = {
     "lora": lora,
     "prompt": prompt,
     "prefix": prefix,
+    "adapterhub": adapterhub,
 }
 
 
@@ -79,7 +80,8 @@ def settings(file: AdapterFile, model: Any) -> dict[str, Any]:
 
 def base_of(folder: Path) -> str:
     """The base model that an adapter folder names."""
-    return str(config_of(folder).get("base_model_name_or_path") or "")
+    config = config_of(folder)
+    return str(config.get("base_model_name_or_path") or config.get("model_name") or "")  # the second is AdapterHub's word
 
 
 def _save(tensors: dict[str, Tensor], path: Path) -> None:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from tunesmith.errors import UserError
-from tunesmith.methods import adapter, freeze, full, lora, prefix, prompt, ptuning, ptuning_v2
+from tunesmith.methods import adapter, dora, freeze, full, lora, prefix, prompt, ptuning, ptuning_v2
 from tunesmith.methods.layouts import head as layouts_head
 from tunesmith.methods.tuning import Start, Tuning
 from tunesmith.models import slots
@@ -27,6 +27,7 @@ METHODS: dict[str, ModuleType] = {
     "full": full,
     "freeze": freeze,
     "lora": lora,
+    "dora": dora,
     "prompt": prompt,
     "ptuning": ptuning,
     "prefix": prefix,

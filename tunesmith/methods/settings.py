@@ -90,6 +90,10 @@ class DoRA(Settings):
     """Scale by alpha/√rank."""
     plus_ratio: PositiveFloat = 1.0
     """Learning rate of B over that of A; 1 is one rate for both."""
+    trainable_tokens: list[int | str] = []
+    """Rows of the embedding (and of a tied head) that are trained too: token ids or tokens such as "<|im_start|>"."""
+    modules_to_save: list[str] = []
+    """Modules that are trained whole beside the updates and saved with them: lm_head, embed_tokens, endings of paths."""
 
 
 class PiSSA(Settings):
@@ -178,14 +182,16 @@ class Adapter(Settings):
     """How the model is tuned: bottleneck layers between its own."""
     variant: Literal["pfeiffer", "houlsby", "parallel"] = "pfeiffer"
     """Where they stand: behind each MLP, behind attention and MLP, or beside the MLP."""
-    reduction: PositiveFloat = 16.0
-    """The bottleneck is this many times narrower than the model."""
+    reduction: PositiveFloat | Auto = "auto"
+    """The bottleneck is this many times narrower than the model; auto is 16, and 2 for parallel, as AdapterHub has it."""
     width: PositiveInt | None = None
     """Channels of the bottleneck, in place of `reduction`."""
-    activation: Literal["auto", "relu", "gelu", "silu", "tanh"] = "auto"
+    activation: Literal["auto", "relu", "gelu", "gelu_new", "silu", "tanh"] = "auto"
     """Between the two layers; auto is relu (pfeiffer, parallel) or silu (houlsby), as AdapterHub has it."""
     scale: PositiveFloat | Auto = "auto"
     """What the update is multiplied by; auto is 1, and 4 for parallel."""
+    dropout: Share = 0.0
+    """Dropout on the update while training."""
 
 
 MethodSettings = Annotated[

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import torch
 from torch import nn
 
 from tunesmith.models.nf4 import is_linear, is_transposed, shape_of
@@ -213,9 +212,14 @@ def first_position(model: Any) -> int:
     return max((module.prefix_tokens for _, module in prefix(model)), default=0)
 
 
-def own_forward(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """What the layer itself makes of x, whatever stands beside it."""
-    return type(layer).forward(layer, x)
+def is_embedding(model: nn.Module, target: str) -> bool:
+    """Whether a name ends at an embedding."""
+    return any(isinstance(module, nn.Embedding) for path, module in model.named_modules() if _ends(path, target))
+
+
+def own_forward(layer: nn.Module, *inputs: Any, **named: Any) -> Any:
+    """What the layer itself makes of its inputs, whatever stands beside it."""
+    return type(layer).forward(layer, *inputs, **named)
 
 
 def _endings(target: str, roles: dict[str, str] | None) -> list[str]:
