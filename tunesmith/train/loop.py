@@ -250,7 +250,7 @@ def _trained_head(forward: Forward, tuning: Tuning) -> str | None:
 
 def _proof(out: Path, base: Base) -> proof.Proof:
     """Proved anew at every start; a resumed run keeps the decisions that it began with."""
-    found = proof.prove(base.model.config, type(base.model), base.own_attention, prefix=bool(tuning.prefix_tokens))
+    found = proof.prove(base.model.config, type(base.model), base.own_attention, prefix=bool(slots.prefix(base.model)))
     if not (out / folder.PLAN).exists():
         return found
     kept = folder.read_json(out / folder.PLAN)
