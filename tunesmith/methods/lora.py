@@ -14,11 +14,13 @@ Cost: r·(in + out) parameters a layer; forward and backward 4N instead of 6N FL
 """
 
 import zlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from tunesmith.methods import extras
 from tunesmith.methods.settings import LoRA as Settings
 from tunesmith.methods.tuning import Start, Tuning
 from tunesmith.models import slots
@@ -89,12 +91,30 @@ def scale_of(alpha: float, rank: int, rslora: bool) -> float:
 
 def build(model: Any, settings: Settings, device: Any = None) -> Tuning:
     """The modules, by path, without values. Raises LookupError where a target is not in the model."""
+    if settings.init == "orthogonal" and settings.rank % 2:
+        raise LookupError(f"method.init=orthogonal needs an even rank, not {settings.rank}: A and B each take half of one orthogonal basis")
+    return assemble(model, settings, LoRA, device)
+
+
+def assemble(model: Any, settings: Any, make: Callable[..., nn.Module], device: Any) -> Tuning:
+    """What LoRA and its kin are built of: `make(in, out, rank, scale, dropout, device)` beside each target, and what is trained
+    besides. Raises LookupError."""
+    targets = [] if settings.targets == "all" else settings.targets
+    if embeddings := [target for target in targets if slots.is_embedding(model, target)]:
+        raise LookupError(
+            f"method.targets: {embeddings[0]} is an embedding, a table and no product that an update could stand beside; take "
+            f"method.trainable_tokens=[...] for some of its rows, or method.modules_to_save=[{embeddings[0]}] for all of them"
+        )
     places, notes = slots.select(model, settings.targets)
     alpha = 2.0 * settings.rank if settings.alpha == "auto" else float(settings.alpha)
     scale = scale_of(alpha, settings.rank, settings.rslora)
     adapter: dict[str, nn.Module] = {}
     for place in places:
-        adapter[place.path] = LoRA(place.in_features, place.out_features, settings.rank, scale, settings.dropout, device)
+        adapter[place.path] = make(place.in_features, place.out_features, settings.rank, scale, settings.dropout, device)
+    besides = extras.build(model, settings.trainable_tokens, settings.modules_to_save, device)
+    if both := sorted(set(adapter) & set(besides)):
+        raise LookupError(f"modules_to_save: {both[0]} is also a target; leave it out of one of them")
+    adapter |= besides
     parameters = dict(slots.indexed(adapter))
     ratios = {name: settings.plus_ratio for name in parameters if name.endswith(".B")} if settings.plus_ratio != 1 else {}
     return Tuning(adapter, parameters, ratios, notes)
@@ -102,12 +122,45 @@ def build(model: Any, settings: Settings, device: Any = None) -> Tuning:
 
 @torch.no_grad()
 def init(tuning: Tuning, start: Start, settings: Settings) -> None:
+    """First values of A and B by `settings.init`; of what is trained besides, the model's own."""
+    FIRST_VALUES[settings.init](tuning, start.seed)
+    extras.begin(tuning, start.model)
+
+
+def kaiming(tuning: Tuning, seed: int) -> None:
     """A by Kaiming-uniform with bound 1/√in (what `peft` draws too), B zero; each path has its own stream of numbers."""
-    for name, parameter in tuning.parameters.items():
-        if name.endswith(".A"):
-            generator = torch.Generator().manual_seed(start.seed * 1_000_003 + zlib.crc32(name.encode()))
-            bound = parameter.shape[1] ** -0.5
-            values = torch.empty(parameter.shape).uniform_(-bound, bound, generator=generator)
-            parameter.copy_(values)
-        else:
-            parameter.zero_()
+    for name, A, B in _pairs(tuning):
+        bound = A.shape[1] ** -0.5
+        A.copy_(torch.empty(A.shape).uniform_(-bound, bound, generator=_stream(seed, name)))
+        B.zero_()
+
+
+def gaussian(tuning: Tuning, seed: int) -> None:
+    """A normal with deviation 1/r, as `peft` draws it, B zero."""
+    for name, A, B in _pairs(tuning):
+        A.copy_(torch.empty(A.shape).normal_(std=1 / A.shape[0], generator=_stream(seed, name)))
+        B.zero_()
+
+
+def orthogonal(tuning: Tuning, seed: int) -> None:
+    """A and B in the spans of two halves of one orthogonal basis of the r dimensions between them, so that B·A = 0 although
+    neither is zero: both have a gradient at the first step. The factor 1/10 is `peft`'s."""
+    for name, A, B in _pairs(tuning):
+        rank, stream = A.shape[0], _stream(seed, name)
+        basis = torch.linalg.qr(torch.randn(rank, rank, generator=stream)).Q
+        A.copy_(basis[0::2].T @ torch.randn(rank // 2, A.shape[1], generator=stream) / 10)
+        B.copy_(torch.randn(B.shape[0], rank // 2, generator=stream) @ basis[1::2] / 10)
+
+
+FIRST_VALUES: dict[str, Callable[[Tuning, int], None]] = {"kaiming": kaiming, "gaussian": gaussian, "orthogonal": orthogonal}
+
+
+def _pairs(tuning: Tuning) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """(name of A, A, B) of every update."""
+    for path, module in tuning.adapter.items():
+        if hasattr(module, "B"):
+            yield f"{path}.A", module.A, module.B  # type: ignore[misc]
+
+
+def _stream(seed: int, name: str) -> torch.Generator:
+    return torch.Generator().manual_seed(seed * 1_000_003 + zlib.crc32(name.encode()))

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from tunesmith.models.head import Head
 from tunesmith.models.score import Score
+from tunesmith.step.placed_head import placed_loss
 
 _BUDGET_BYTES = 64 * 1024**2  # fp32 logits of one chunk
 _BUDGET_BYTES_GPU = 512 * 1024**2
@@ -28,6 +29,8 @@ def learned_loss(h_NC: Tensor, targets_N: Tensor, head: Head, scale: float = 1.0
     """
     if h_NC.shape[0] == 0:
         return h_NC.sum().float() * 0.0
+    if head.placed is not None:
+        return placed_loss(h_NC, targets_N, head, scale, chunk_rows(head.weight_VC.shape[0], h_NC.device.type))
     return _LearnedLoss.apply(h_NC, head.bias_V, targets_N, head, scale, head_gradient_VC if torch.is_grad_enabled() else None)
 
 

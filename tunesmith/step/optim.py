@@ -63,6 +63,7 @@ class Optimizer:
         for group in self._inner.param_groups:
             group["lr"] = learning_rate * group["ratio"]
         self._inner.step()
+        torch.autograd.graph.increment_version(list(self.masters.values()))  # the fused step does not: caches go by versions
         self.forget()
         with torch.no_grad():
             for name, parameter in self.parameters.items():

@@ -20,6 +20,7 @@ from tunesmith.data.rendering.render import Renderer
 from tunesmith.errors import UserError
 from tunesmith.methods import layout
 from tunesmith.methods.adapter_file import CONFIG, check_base
+from tunesmith.methods.extras import token_ids
 from tunesmith.methods.method import METHODS, build
 from tunesmith.methods.settings import LoRA
 from tunesmith.methods.tuning import Tuning
@@ -73,6 +74,8 @@ def decide(run: Run, origins: dict[str, str], tell: Tell = lambda sentence: None
     auto.set("train.threads", "auto", *threads())
 
     skeleton = loading.skeleton(config)
+    if asked := getattr(run.method, "trainable_tokens", []):
+        auto.set("method.trainable_tokens", asked, token_ids(asked, tokenizer), f"ids of {' '.join(map(str, asked))}")
     tuning = _tuning(auto, skeleton, located.folder)
     size = _fits(located, skeleton, auto.run, device)
 

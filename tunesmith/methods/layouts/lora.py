@@ -1,4 +1,4 @@
-"""`peft_type: LORA`: two matrices beside each linear layer."""
+"""`peft_type: LORA`: two matrices beside each linear layer; with `use_dora` a length for each row too; what is trained besides."""
 
 import math
 import re
@@ -10,19 +10,18 @@ from torch import Tensor, nn
 
 from tunesmith.errors import UserError
 from tunesmith.methods.adapter_file import CONFIG, WEIGHTS, AdapterFile, made_for_another, some
+from tunesmith.methods.dora import DoRA
+from tunesmith.methods.layouts import extras
+from tunesmith.methods.layouts.extras import PREFIX
 from tunesmith.methods.lora import LoRA, scale_of
 from tunesmith.methods.tuning import Tuning
 from tunesmith.models import slots
 from tunesmith.models.nf4 import is_linear, is_transposed, shape_of
 
-_PREFIX = "base_model.model."
 # Settings of a peft file that change what an adapter computes and are not read here: every value but these is refused.
 _PLAIN: dict[str, tuple[Any, ...]] = {
-    "use_dora": (False, None),
     "lora_bias": (False, None),
     "bias": ("none", None),
-    "modules_to_save": (None, []),
-    "trainable_token_indices": (None, [], {}),
     "target_parameters": (None, []),
     "layer_replication": (None, []),
     "alora_invocation_tokens": (None, []),
@@ -34,6 +33,8 @@ _PLAIN: dict[str, tuple[Any, ...]] = {
 }
 # Ways to begin that also change the base model's weights: without that changed base the two matrices mean something else.
 _CHANGES_THE_BASE = ("pissa", "corda", "olora", "mica", "loftq", "lora_ga")
+# Tensors of an update by their names there; older versions wrote the lengths without `.weight`.
+_TENSOR = re.compile(re.escape(PREFIX) + r"(.+)\.(?:lora_(A|B)(?:\.default)?\.weight|(lora_magnitude_vector)(?:\.default)?(?:\.weight)?)")
 
 
 def reads(config: dict[str, Any]) -> bool:
@@ -42,7 +43,8 @@ def reads(config: dict[str, Any]) -> bool:
 
 def write(model: Any, tuning: Tuning, base: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """(config, tensors)."""
-    modules: dict[str, Any] = tuning.adapter
+    modules: dict[str, Any] = {path: module for path, module in tuning.adapter.items() if hasattr(module, "A")}
+    said, tensors = extras.write(model, {path: module for path, module in tuning.adapter.items() if path not in modules})
     first = next(iter(modules.values()))
     rank, dropout, scale = first.A.shape[0], first.dropout, first.scale
     transposed = {is_transposed(model.get_submodule(path)) for path in modules}
@@ -59,15 +61,17 @@ def write(model: Any, tuning: Tuning, base: str) -> tuple[dict[str, Any], dict[s
         "bias": "none",
         "init_lora_weights": True,
         "inference_mode": True,
-        "use_dora": False,
+        "use_dora": hasattr(first, "magnitude"),
         "modules_to_save": None,
         "rank_pattern": {path: m.A.shape[0] for path, m in modules.items() if m.A.shape[0] != rank},
         "alpha_pattern": {path: _tidy(m.scale * m.A.shape[0]) for path, m in modules.items() if (m.A.shape[0], m.scale) != (rank, scale)},
+        **said,
     }
-    tensors: dict[str, Tensor] = {}
     for path, module in modules.items():
-        tensors[f"{_PREFIX}{path}.lora_A.weight"] = module.A
-        tensors[f"{_PREFIX}{path}.lora_B.weight"] = module.B
+        tensors[f"{PREFIX}{path}.lora_A.weight"] = module.A
+        tensors[f"{PREFIX}{path}.lora_B.weight"] = module.B
+        if hasattr(module, "magnitude"):
+            tensors[f"{PREFIX}{path}.lora_magnitude_vector.weight"] = module.magnitude
     return config, tensors
 
 
@@ -79,30 +83,38 @@ def targets(model: nn.Module, paths: list[str]) -> list[str]:
 
 
 def read(folder: Path, config: dict[str, Any], weights: dict[str, Tensor]) -> AdapterFile:
-    """`tensors` are "path.A" [rank, in] and "path.B" [out, rank]; `facts` the scales by path, and dropout. Raises UserError."""
+    """`tensors` are "path.A" [rank, in], "path.B" [out, rank] and, with `dora` in `facts`, "path.magnitude" [out]; `facts` also
+    holds the scales by path, dropout, and what `layouts/extras.py` says of the rest. Raises UserError."""
     problems = [f"{folder / CONFIG}: {sentence}" for sentence in _unserved(config)]
-    tensors: dict[str, Tensor] = {}
+    tensors, beside, known, wrong = extras.read(config, weights)
+    problems += [f"{folder / WEIGHTS}: {sentence}" for sentence in wrong]
+    dora, paths = bool(config.get("use_dora")), []
     for key, tensor in weights.items():
-        match = re.fullmatch(re.escape(_PREFIX) + r"(.+)\.lora_([AB])(?:\.default)?\.weight", key)
-        if match is None or tensor.ndim != 2:
-            problems.append(f"{folder / WEIGHTS}: tensor {key} {tuple(tensor.shape)} is not part of a plain LoRA")
+        match = _TENSOR.fullmatch(key)
+        if key in known:
+            continue
+        if match is None or tensor.ndim != (1 if match[3] else 2) or (match[3] and not dora):
+            problems.append(f"{folder / WEIGHTS}: tensor {key} {tuple(tensor.shape)} is not part of a {'DoRA' if dora else 'plain LoRA'}")
         else:
-            tensors[".".join(match.groups())] = tensor.float()
+            paths.append(match[1])
+            tensors[f"{match[1]}.{match[2] or 'magnitude'}"] = tensor.float()
     scales = {}
-    for path in dict.fromkeys(name[:-2] for name in tensors):
-        a, b = tensors.get(f"{path}.A"), tensors.get(f"{path}.B")
-        if a is None or b is None:
-            problems.append(f"{folder / WEIGHTS}: {path} has no lora_{'A' if a is None else 'B'}")
-        elif a.shape[0] != b.shape[1]:
-            problems.append(f"{folder / WEIGHTS}: {path} has rank {a.shape[0]} in lora_A and {b.shape[1]} in lora_B")
+    for path in dict.fromkeys(paths):
+        lacking = [name for name in ("A", "B", *(["magnitude"] if dora else [])) if f"{path}.{name}" not in tensors]
+        problems += [f"{folder / WEIGHTS}: {path} has no lora_{'magnitude_vector' if name == 'magnitude' else name}" for name in lacking]
+        if lacking:
+            continue
+        rank, other = tensors[f"{path}.A"].shape[0], tensors[f"{path}.B"].shape[1]
+        if rank != other:
+            problems.append(f"{folder / WEIGHTS}: {path} has rank {rank} in lora_A and {other} in lora_B")
         else:
             alpha = _pattern(config.get("alpha_pattern") or {}, path, config.get("lora_alpha", 8))  # 8 is peft's default
-            scales[path] = scale_of(alpha, a.shape[0], bool(config.get("use_rslora")))
-    if not tensors and not problems:
+            scales[path] = scale_of(alpha, rank, bool(config.get("use_rslora")))
+    if not scales and not problems:
         problems.append(f"{folder / WEIGHTS}: holds no tensors")
     if problems:
         raise UserError(*some(problems))
-    facts = {"scales": scales, "dropout": float(config.get("lora_dropout") or 0.0)}
+    facts = {"scales": scales, "dropout": float(config.get("lora_dropout") or 0.0), "dora": dora, **beside}
     return AdapterFile(folder, config.get("base_model_name_or_path") or "", "lora", tensors, facts)
 
 
@@ -118,7 +130,8 @@ def _unserved(config: dict[str, Any]) -> list[str]:
 def fit(file: AdapterFile, model: Any, device: Any = None) -> Tuning:
     """Raises UserError with every layer that is missing or of another shape."""
     layers = dict(model.named_modules())
-    problems, adapter = [], {}
+    make: Any = DoRA if file.facts.get("dora") else LoRA
+    adapter, problems = extras.fit(file.tensors, file.facts, model, device)
     for path, scale in file.facts["scales"].items():
         a, b = file.tensors[f"{path}.A"], file.tensors[f"{path}.B"]
         if path not in layers:
@@ -127,12 +140,13 @@ def fit(file: AdapterFile, model: Any, device: Any = None) -> Tuning:
             problems.append(f"{path}: {type(layers[path]).__name__} is no linear layer")
         elif (a.shape[1], b.shape[0]) != shape_of(layers[path]):
             problems.append(f"{path}: made for {(a.shape[1], b.shape[0])}, the layer is {shape_of(layers[path])} (in, out)")
+        elif path in adapter:
+            problems.append(f"{path}: an update stands beside what is trained whole")
         else:
-            module = LoRA(a.shape[1], b.shape[0], a.shape[0], scale, file.facts["dropout"], device)
+            adapter[path] = make(a.shape[1], b.shape[0], a.shape[0], scale, file.facts["dropout"], device)
             with torch.no_grad():
-                module.A.copy_(a)
-                module.B.copy_(b)
-            adapter[path] = module
+                for name, parameter in adapter[path].named_parameters():
+                    parameter.copy_(file.tensors[f"{path}.{name}"])
     if problems:
         raise made_for_another(file, problems)
     ordered: dict[str, nn.Module] = {path: adapter[path] for path in layers if path in adapter}
@@ -140,12 +154,13 @@ def fit(file: AdapterFile, model: Any, device: Any = None) -> Tuning:
 
 
 def settings(file: AdapterFile, model: Any) -> dict[str, Any]:
-    """Rank, alpha and targets are the file's."""
+    """Rank, alpha, targets, and what is trained besides, are the file's."""
     scales = file.facts["scales"]
     first = next(iter(scales))
     rank = file.tensors[f"{first}.A"].shape[0]
-    chosen = targets(model, list(scales))
-    return {"name": "lora", "rank": rank, "alpha": scales[first] * rank, "targets": chosen, "rslora": False}  # alpha holds the scale
+    name = "dora" if file.facts.get("dora") else "lora"
+    chosen = {"name": name, "rank": rank, "alpha": scales[first] * rank, "targets": targets(model, list(scales)), "rslora": False}
+    return chosen | extras.settings(file.facts)  # alpha holds the scale
 
 
 def _pattern(pattern: dict[str, float], path: str, default: float) -> float:
