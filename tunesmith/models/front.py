@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from tunesmith.models import slots
+from tunesmith.models.head import decoder_of
 
 
 def cache_of(model: Any, documents: int) -> DynamicCache | None:
@@ -36,15 +37,30 @@ def logits(model: Any, ids_BT: Tensor, keep_N: Tensor | None = None) -> Tensor:
 
     The documents are equally long; the class's own attention is in place.
     """
-    batch = ids_BT.shape[0]
-    virtual_V = torch.tensor(slots.virtual_ids(model), dtype=ids_BT.dtype, device=ids_BT.device)
-    ids_BT = torch.cat([virtual_V.expand(batch, -1), ids_BT], dim=1)
-    keep: Any = slice(len(virtual_V), None)
-    arguments: dict[str, Any] = {"use_cache": False}
+    arguments, virtual = _fed(model, ids_BT)
+    keep: Any = slice(virtual, None)
     if keep_N is not None:
-        arguments["logits_to_keep"], keep = keep_N + len(virtual_V), slice(None)
-    if (cache := cache_of(model, batch)) is not None:
+        arguments["logits_to_keep"], keep = keep_N + virtual, slice(None)
+    found: Tensor = model(**arguments).logits
+    return found[:, keep]
+
+
+def hidden(model: Any, ids_BT: Tensor) -> Tensor:
+    """The decoder's last hidden states of every real token, [B, T, C], with what stands in front.
+
+    Shorter documents may be filled up behind their end: nothing there is seen from before. The class's own attention is in place.
+    """
+    arguments, virtual = _fed(model, ids_BT)
+    found: Tensor = decoder_of(model)(**arguments).last_hidden_state
+    return found[:, virtual:]
+
+
+def _fed(model: Any, ids_BT: Tensor) -> tuple[dict[str, Any], int]:
+    """(arguments for the class or its decoder, how many virtual tokens stand in front)."""
+    virtual_V = torch.tensor(slots.virtual_ids(model), dtype=ids_BT.dtype, device=ids_BT.device)
+    ids_BT = torch.cat([virtual_V.expand(ids_BT.shape[0], -1), ids_BT], dim=1)
+    arguments: dict[str, Any] = {"input_ids": ids_BT, "use_cache": False}
+    if (cache := cache_of(model, ids_BT.shape[0])) is not None:
         first = slots.first_position(model)
         arguments |= {"past_key_values": cache, "position_ids": torch.arange(first, first + ids_BT.shape[1], device=ids_BT.device)[None]}
-    found: Tensor = model(input_ids=ids_BT, **arguments).logits
-    return found[:, keep]
+    return arguments, len(virtual_V)
