@@ -22,8 +22,11 @@ from transformers import (
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from tests.fake_tuned import fake_tuned
+from tests.in_front import place_copies, place_kept
+from tests.tiny_models import some_ids, tiny
 from tunesmith.errors import UserError
 from tunesmith.generate import OURS, Generated, Sampling, batches, cut, detokenize, generate, serving, stream
+from tunesmith.models import slots
 
 NO_STOP: frozenset[int] = frozenset()
 
@@ -276,3 +279,54 @@ def test_every_kind_of_attention_answers_alike_in_batches_and_after_our_own(fami
     finally:
         AttentionInterface._global_mapping.clear()
         AttentionInterface._global_mapping.update(before)
+
+
+FRONT = some_ids(5, seed=1)
+RAGGED = [some_ids(length, seed=length).tolist() for length in (3, 12, 7, 1, 9)]
+IN_FRONT = ["llama", "gemma2", "gemma3", "mistral", "phi", "gpt2", "opt", "gpt_oss"]
+
+
+@pytest.mark.parametrize("place", [place_copies, place_kept])
+@pytest.mark.parametrize("family", IN_FRONT)
+def test_what_stands_in_front_answers_as_real_tokens_in_front_would(family, place):
+    """Drawn answers in padded batches; windows shorter than prompt and prefix, learned and rotary positions, stop tokens."""
+    model, sampling = tiny(family), Sampling(9, temperature=1.0, seed=4)
+    real = [[*FRONT.tolist(), *prompt] for prompt in RAGGED]
+    expected = generate(model, real, NO_STOP, sampling, batch_size=1)
+    stop = frozenset({expected[0].ids[4]})
+    bare, streamed = generate(model, RAGGED, NO_STOP, sampling), list(stream(model, real[1], NO_STOP, sampling))
+    placed = place(model, FRONT)
+    assert generate(model, RAGGED, NO_STOP, sampling, batch_size=1) == expected
+    assert generate(model, RAGGED, NO_STOP, sampling, batch_size=5) == expected
+    assert generate(model, RAGGED, stop, sampling, batch_size=5) == [cut(one.ids, stop) for one in expected]
+    assert list(stream(model, RAGGED[1], NO_STOP, sampling)) == streamed
+    slots.lift(model, placed)
+    assert generate(model, RAGGED, NO_STOP, sampling) == bare != expected
+
+
+@pytest.mark.parametrize("family", ["mistral", "gemma3", "gpt_oss"])
+def test_a_prefix_longer_than_the_window_answers_as_real_tokens_would(family):
+    model, long = tiny(family), some_ids(11, seed=2)
+    expected = generate(model, [[*long.tolist(), *prompt] for prompt in RAGGED], NO_STOP, Sampling(9), batch_size=1)
+    place_kept(model, long)
+    assert generate(model, RAGGED, NO_STOP, Sampling(9)) == expected
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "gpt2"])
+def test_virtual_tokens_behind_a_prefix(family):
+    model = tiny(family)
+    expected = generate(model, [[*FRONT.tolist(), *prompt] for prompt in RAGGED], NO_STOP, Sampling(9), batch_size=1)
+    place_kept(model, FRONT[:2])
+    place_copies(model, FRONT[2:])
+    assert generate(model, RAGGED, NO_STOP, Sampling(9)) == expected
+
+
+@pytest.mark.parametrize("place", [place_copies, place_kept])
+def test_what_stands_in_front_takes_its_room_from_the_answer(place):
+    model = tiny("gpt2")  # 256 learned positions
+    place(model, FRONT)
+    assert len(generate(model, [[3] * 248], NO_STOP, Sampling(9))[0].ids) == 3
+    with pytest.raises(UserError, match=r"prompt 1 has 251 tokens\n.*takes 251"):
+        generate(model, [[3] * 251], NO_STOP, Sampling(9))
+    with pytest.raises(UserError, match="251"):
+        next(stream(model, [3] * 251, NO_STOP, Sampling(9)))

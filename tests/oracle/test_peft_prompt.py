@@ -33,7 +33,7 @@ IDS_BT = some_ids(24).view(2, 12)
 def ours(family: str, name: str = "prompt", **settings: Any) -> tuple[Any, Any]:
     """A model with our virtual tokens in place, all values random."""
     model = tiny(family)
-    chosen = SETTINGS[name](tokens=TOKENS, **settings)
+    chosen: Any = SETTINGS[name].model_validate({"tokens": TOKENS, **settings})
     tuning = method.build(model, chosen, quantized=False)
     method.begin(tuning, Start(model, None, 0, lambda path: torch.empty(0)), chosen)
     method.place(model, tuning)
@@ -93,7 +93,8 @@ def test_gradients_of_a_table_agree(family):
     model, tuning = ours(family)
     [table] = tuning.parameters.values()
     theirs = get_peft_model(tiny(family), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=TOKENS, token_dim=width(model)))
-    reference = theirs.prompt_encoder["default"].embedding.weight
+    encoder: Any = theirs.prompt_encoder["default"]
+    reference = encoder.embedding.weight
     with torch.no_grad():
         reference.copy_(table)
     loss(front.logits(model, IDS_BT)).backward()
@@ -169,7 +170,7 @@ def test_a_narrow_embedding_takes_narrow_virtual_tokens(tmp_path):
         max_position_embeddings=64, dropout=0.0, pad_token_id=0, init_std=0.3,
     )  # fmt: skip
     model = OPTForCausalLM(config).eval().requires_grad_(False)
-    chosen = SETTINGS["prompt"](tokens=TOKENS)
+    chosen = SETTINGS["prompt"].model_validate({"tokens": TOKENS})
     tuning = method.build(model, chosen, quantized=False)
     method.begin(tuning, Start(model, None, 0, lambda path: torch.empty(0)), chosen)
     assert [tuple(table.shape) for table in tuning.parameters.values()] == [(TOKENS, 32)]

@@ -37,13 +37,16 @@ _SAMPLE = 4096  # embeddings that are measured
 class VirtualTokens(nn.Module):
     """Stands at the token embedding. Owns the table [P, C] in fp32."""
 
-    says: dict[str, Any] = {"peft_type": "PROMPT_TUNING", "prompt_tuning_init": "RANDOM"}  # in an adapter folder: values follow in the file
-
     def __init__(self, tokens: int, width: int, device: Any = None):
         super().__init__()
         self.training = False
         self.virtual_tokens = tokens
         self.table = nn.Parameter(torch.zeros(tokens, width, dtype=torch.float32, device=device))
+
+    @property
+    def says(self) -> dict[str, Any]:
+        """What an adapter folder says of how the table was made: RANDOM asks its reader for neither text nor tokenizer."""
+        return {"peft_type": "PROMPT_TUNING", "prompt_tuning_init": "RANDOM"}
 
     def table_PC(self) -> Tensor:
         return self.table
@@ -74,9 +77,10 @@ def build(model: Any, settings: Settings, device: Any = None) -> Tuning:
 @torch.no_grad()
 def init(tuning: Tuning, start: Start, settings: Settings) -> None:
     """The embeddings of a text or of drawn tokens, or normal draws of their size. Raises UserError for a text without tokens."""
-    [(name, table)] = tuning.parameters.items()
+    [(path, module)] = tuning.adapter.items()
+    table: Any = module.table
     embedding = start.model.get_input_embeddings()
-    generator = torch.Generator().manual_seed(start.seed * 1_000_003 + zlib.crc32(name.encode()))
+    generator = torch.Generator().manual_seed(start.seed * 1_000_003 + zlib.crc32(f"{path}.table".encode()))
     if settings.init == "random":
         table.copy_(torch.randn(table.shape, generator=generator) * size_of(start.model))
         return
