@@ -25,6 +25,12 @@ class Sample:
     rejected: tuple[Message, ...] = ()  # preference pairs: what should not be answered in place of the last messages
     desirable: bool | None = None  # answers judged one by one (KTO): whether this one is good
     notes: tuple[str, ...] = ()  # what a reader of the report should know of this row; equal notes are counted together
+    # What tasks with a head learn from, where the row's shape says it:
+    source: str = ""  # the bare text that is classified or tagged, without what a prompt says around it
+    label: str | None = None  # its class
+    entities: tuple[tuple[int, int, str], ...] | None = None  # (start, end, type): characters of `source`, the end not included
+    words: tuple[tuple[int, int], ...] = ()  # the row's own tokens, as characters of `source`
+    scheme: str = ""  # of the row's tags: IOB1, IOB2, BIOES, ...
 
 
 @dataclass(frozen=True, slots=True)

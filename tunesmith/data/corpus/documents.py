@@ -18,6 +18,7 @@ from tunesmith.data.corpus import store
 from tunesmith.data.corpus.blocks import Sources, blocks
 from tunesmith.data.corpus.pieces import BATCH, CUT, DROPPED, FATES, KEPT, SPLIT, TOO_LONG, UNWRITABLE, Block, Part, Piece, Tokenise
 from tunesmith.data.corpus.workers import Workers
+from tunesmith.data.rendering.labelled import Labelled
 from tunesmith.data.rendering.overlength import OnOverlength
 from tunesmith.data.rendering.render import Renderer
 from tunesmith.data.sample import BadRow, FileReport, Sample
@@ -71,6 +72,14 @@ class Documents:
         """`file:line` of the row that the document was made of."""
         return f"{self.files[self.file_D[document]]}:{self.line_D[document]}"
 
+    @cached_property
+    def targets_M(self) -> npt.NDArray[np.int64]:
+        """All M labels, document after document. Only where documents are labelled."""
+        assert self.labelled
+        first_D = self.end_D - self.learned_D
+        before_D = self.learned_D.cumsum() - self.learned_D
+        return self.ids_N[np.repeat(first_D - before_D, self.learned_D) + np.arange(self.learned_tokens)].astype(np.int64)
+
     @property
     def origins(self) -> list[str]:
         return [self.origin(document) for document in range(len(self))]
@@ -105,13 +114,14 @@ def flat(
     line_D: npt.NDArray[np.int64],
     files: Sequence[str],
     learned_D: npt.NDArray[np.int64] | None = None,
+    labelled: bool = False,
 ) -> Documents:
     """Documents that stand one behind the other."""
     begin_D = np.concatenate([np.zeros(1, np.int64), end_D])[:-1]
     if learned_D is None:
         before_N1 = np.concatenate([np.zeros(1, np.int64), learned_N.cumsum()])
         learned_D = before_N1[end_D] - before_N1[begin_D]
-    return Documents(ids_N, learned_N, begin_D, end_D, learned_D, file_D, line_D, tuple(files))
+    return Documents(ids_N, learned_N, begin_D, end_D, learned_D, file_D, line_D, tuple(files), labelled)
 
 
 def weighed(rows_R: Rows, weight: float) -> Rows:
@@ -160,7 +170,8 @@ class Prepared:
     def refuse(self, on_bad_row: OnBadRow, max_length: int) -> None:
         """Raises UserError where a file cannot be read, rows are bad and not to be skipped, or nothing is left to learn from."""
         refused = [(int(self.fate_R[int(row)]), self._origin(int(row)), reason) for row, reason in self.facts["reasons"].items()]
-        problems = [*self.facts["broken"], *refusals(self.reports, refused, on_bad_row, max_length)]
+        what = ["cannot be learned from by a head"] if self.documents.labelled else []
+        problems = [*self.facts["broken"], *refusals(self.reports, refused, on_bad_row, max_length, *what)]
         if problems:
             raise UserError(*problems)
         if not self.rows:
@@ -193,19 +204,35 @@ class Prepared:
             "learned_tokens": documents.learned_tokens,
             "longest": int(documents.lengths_D.max(initial=0)),
             **self.facts["settings"],
+            **self._label_counts(documents),
             "mask_sha256": documents.fingerprint,
             "files": [told_file(each) for each in self.reports],
         }
+
+    def _label_counts(self, documents: Documents) -> dict[str, Any]:
+        if not documents.labelled:
+            return {}
+        labels = self.facts["settings"]["labels"]
+        return {"labels": dict(zip(labels, np.bincount(documents.targets_M, minlength=len(labels)).tolist(), strict=True))}
 
     def _origin(self, row: int) -> str:
         return f"{self.documents.files[self.file_R[row]]}:{self.line_R[row]}"
 
 
-def refusals(reports: Sequence[FileReport], refused: Sequence[tuple[int, str, str]], on_bad_row: OnBadRow, max_length: int) -> list[str]:
-    """Why the run cannot go on: rows that cannot be read, and those of `refused` (fate, file:line, reason) that must not be left out."""
+def refusals(
+    reports: Sequence[FileReport],
+    refused: Sequence[tuple[int, str, str]],
+    on_bad_row: OnBadRow,
+    max_length: int,
+    unwritable: str = "cannot be written with this model's chat template",
+) -> list[str]:
+    """Why the run cannot go on: rows that cannot be read, and those of `refused` (fate, file:line, reason) that must not be left out.
+
+    `unwritable`: what is wrong with rows that cannot be rendered.
+    """
     problems = bad_rows(reports) if on_bad_row == "error" else []
     for fate, what, cure in (
-        (UNWRITABLE, "cannot be written with this model's chat template", "mend them, or leave them out with data.on_bad_row=skip"),
+        (UNWRITABLE, unwritable, "mend them, or leave them out with data.on_bad_row=skip"),
         (TOO_LONG, f"are longer than data.max_length {max_length}", "raise it, or set data.on_overlength to truncate or drop"),
     ):
         rows = [f"  {origin}: {reason}" for own, origin, reason in refused if own == fate]
@@ -221,7 +248,7 @@ def reports_of(facts: dict[str, Any]) -> list[FileReport]:
 
 def prepare(
     source: Sources | Sequence[Sample],
-    renderer: Renderer,
+    renderer: Renderer | Labelled,
     *,
     max_length: int,
     on_overlength: OnOverlength = "truncate",
@@ -256,9 +283,10 @@ def prepare(
     return prepared
 
 
-def settings(renderer: Renderer, max_length: int, on_overlength: str) -> dict[str, Any]:
-    """What of `data.json` says how rows were rendered."""
-    return {
+def settings(renderer: Renderer | Labelled, max_length: int, on_overlength: str) -> dict[str, Any]:
+    """What of `data.json` says how rows were rendered; of labelled ones, which labels there are and what is fed."""
+    labelled = {"labels": list(renderer.labels), "input": renderer.input} if renderer.labelled else {}
+    return labelled | {
         "max_length": max_length,
         "on_overlength": on_overlength,
         "thinking": renderer.thinking,
@@ -345,18 +373,18 @@ def _of_samples(samples: Sequence[Sample], reports: list[FileReport]) -> Iterato
 def _prepared(arrays: dict[str, Any], facts: dict[str, Any], sources: Sources | None) -> Prepared:
     row_D, file_R, line_R = arrays["row_D"], arrays["file_R"], arrays["line_R"]
     tokens = (arrays["ids_N"], arrays["learned_N"], arrays["end_D"])
-    documents = flat(*tokens, file_R[row_D], line_R[row_D], facts["files"], arrays["learned_D"])
+    documents = flat(*tokens, file_R[row_D], line_R[row_D], facts["files"], arrays["learned_D"], "labels" in facts["settings"])
     return Prepared(documents, row_D, arrays["unended_D"], file_R, line_R, arrays["fate_R"], facts, sources)
 
 
-def _key(source: Sources | Sequence[Sample], renderer: Renderer, max_length: int, on_overlength: str) -> str:
+def _key(source: Sources | Sequence[Sample], renderer: Renderer | Labelled, max_length: int, on_overlength: str) -> str:
     told = [store.code(), renderer.fingerprint, max_length, on_overlength]
     digest = hashlib.sha256(json.dumps(told).encode())
     if isinstance(source, Sources):
         digest.update(source.fingerprint().encode())
     else:
         for sample in source:
-            row = [sample.origin, sample.messages, sample.tools, sample.text]
+            row = [sample.origin, sample.messages, sample.tools, sample.text, sample.source, sample.label, sample.entities, sample.words]
             digest.update(json.dumps(row, ensure_ascii=True, separators=(",", ":")).encode() + b"\n")
     return digest.hexdigest()[:32]
 

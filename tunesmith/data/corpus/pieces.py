@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,9 +20,10 @@ import numpy.typing as npt
 from tunesmith.data.files.json_values import Decoder
 from tunesmith.data.files.read import Row, row_of_line
 from tunesmith.data.files.row import Unreadable
-from tunesmith.data.rendering.overlength import OnOverlength, fit
-from tunesmith.data.rendering.proof import prove
-from tunesmith.data.rendering.render import Document, Renderer
+from tunesmith.data.rendering import labelled_overlength, labelled_proof, overlength, proof
+from tunesmith.data.rendering.labelled import Labelled
+from tunesmith.data.rendering.overlength import OnOverlength
+from tunesmith.data.rendering.render import Renderer
 from tunesmith.data.sample import BadRow, RowError, Sample
 from tunesmith.data.sources import Decided, Reading, Tally, judged, to_sample
 from tunesmith.errors import UserError
@@ -91,7 +92,7 @@ class Piece:
     fate_R: npt.NDArray[np.uint8]
     row_D: npt.NDArray[np.int64]  # which of the R rows
     length_D: npt.NDArray[np.int64]
-    learned_D: npt.NDArray[np.int64]  # how many tokens are learned
+    learned_D: npt.NDArray[np.int64]  # how many tokens, or labels, are learned
     unended_D: npt.NDArray[np.bool_]  # the last answer lost its end
     again_R: npt.NDArray[np.bool_]  # the row came before
     ids_N: npt.NDArray[np.uint32]
@@ -110,7 +111,7 @@ class Piece:
 class Tokenise:
     """The work: `Tokenise(renderer, ...)(block)` is a Piece."""
 
-    renderer: Renderer
+    renderer: Renderer | Labelled
     max_length: int
     on_overlength: OnOverlength
 
@@ -127,24 +128,26 @@ class Tokenise:
         return making.piece(block.size, self.renderer.notes - before)
 
     def _add(self, batch: list[tuple[int, Sample, bool]], making: "_Making") -> None:
-        made: list[Document] = []
+        made: list[Any] = []
+        prove: Any = labelled_proof.prove if self.renderer.labelled else proof.prove
         for (number, sample, again), found in zip(batch, self._rendered(batch), strict=True):
             documents, fate, reason = self._fitted(sample, found)
             making.add(number, sample, documents, fate, reason, again)
             made += [] if again else documents
         making.proved.update(dataclasses.asdict(prove(made, self.renderer)))
 
-    def _rendered(self, batch: list[tuple[int, Sample, bool]]) -> list[list[Document] | RowError]:
+    def _rendered(self, batch: list[tuple[int, Sample, bool]]) -> list[list[Any] | RowError]:
         fresh = iter(self.renderer.documents_of([sample for _, sample, again in batch if not again]))
         notes = self.renderer.notes.copy()  # nor must a row that comes again
         repeated = iter(self.renderer.documents_of([sample for _, sample, again in batch if again]))
         self.renderer.notes = notes
         return [next(repeated if again else fresh) for _, _, again in batch]
 
-    def _fitted(self, sample: Sample, found: list[Document] | RowError) -> tuple[list[Document], int, str]:
+    def _fitted(self, sample: Sample, found: list[Any] | RowError) -> tuple[list[Any], int, str]:
         if isinstance(found, RowError):
             return [], UNWRITABLE, str(found)
         notes = self.renderer.notes.copy()  # a row that is rendered again to fit it must not be counted again
+        fit: Any = labelled_overlength.fit if self.renderer.labelled else overlength.fit
         fitted = fit(sample, found, self.renderer, max_length=self.max_length, on_overlength=self.on_overlength)
         self.renderer.notes = notes
         fate = TOO_LONG if fitted.fate == "refused" else FATES.index(fitted.fate)
@@ -167,7 +170,7 @@ class _Making:
     bad: dict[int, list[BadRow]] = field(default_factory=dict)
     tallies: dict[int, Tally] = field(default_factory=dict)
 
-    def add(self, number: int, sample: Sample, documents: Sequence[Document], fate: int, reason: str, again: bool) -> None:
+    def add(self, number: int, sample: Sample, documents: Sequence[Any], fate: int, reason: str, again: bool) -> None:
         row = len(self.files)
         self.files.append(number)
         self.lines.append(int(sample.origin.rpartition(":")[2] or 0))

@@ -61,11 +61,13 @@ def to_sample(values: dict[str, Any], origin: str) -> Sample:
             raise RowError(f"no {name!r} (the row has {', '.join(map(str, values))})")
     tokens, tags = parsed_list(values[words], words), parsed_list(values[key], key)
     _check(tokens, tags, key)
-    entities, notes = decode(["O" if tag == NO_TAG else tag for tag in tags])
+    tags = ["O" if tag == NO_TAG else tag for tag in tags]
+    entities, notes = decode(tags)
     sentence, places = joined(tokens)
-    found = [(entity.kind, sentence[places[entity.start][0] : places[entity.end - 1][1]]) for entity in entities]
-    messages = ({"role": "user", "content": question(values, sentence)}, {"role": "assistant", "content": by_type(found)})
-    return Sample(origin, messages, notes=notes)
+    found = tuple((places[entity.start][0], places[entity.end - 1][1], entity.kind) for entity in entities)
+    answer = by_type((kind, sentence[start:end]) for start, end, kind in found)
+    messages = ({"role": "user", "content": question(values, sentence)}, {"role": "assistant", "content": answer})
+    return Sample(origin, messages, notes=notes, source=sentence, entities=found, words=tuple(places), scheme=scheme(tags, notes))
 
 
 def question(values: dict[str, Any], text: str) -> str:
@@ -124,6 +126,25 @@ def decode(tags: list[str]) -> tuple[list[Entity], tuple[str, ...]]:
     if closed and closed < len(entities):
         notes[MIXED] = None
     return entities, tuple(notes)
+
+
+def scheme(tags: list[str], notes: tuple[str, ...]) -> str:
+    """The scheme of a sentence's tags, "" where there is no entity. `notes`: what `decode` says of them.
+
+    One that never writes B- but between two entities of one type is IOB1; a file that also has other sentences is IOB2 with mistakes.
+    """
+    prefixes = {tag[0] for tag in tags if tag != "O"}
+    if not prefixes:
+        return ""
+    if "M" in prefixes:
+        return "BMES"
+    if prefixes & {"L", "U"}:
+        return "BILOU"
+    if prefixes & {"E", "S"}:
+        return "BIOES"
+    begins = [place for place, tag in enumerate(tags) if tag[0] == "B"]
+    between = all(place and tags[place - 1].partition("-")[2] == tags[place].partition("-")[2] for place in begins)
+    return "IOB1" if between and {AFTER_O, AFTER_OTHER} & set(notes) else "IOB2"
 
 
 def _check(tokens: list[Any], tags: list[Any], key: str) -> None:

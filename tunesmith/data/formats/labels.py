@@ -47,8 +47,9 @@ def recognises(columns: set[str], values: dict[str, Any]) -> bool:
 def to_sample(values: dict[str, Any], origin: str) -> Sample:
     """Raises RowError."""
     text, label = _column(values, "text", TEXTS), _column(values, "label", LABELS)
-    question = required_text(values, text, "there is nothing to judge")
-    return Sample(origin, ({"role": "user", "content": question}, {"role": "assistant", "content": _answer(values[label], label)}))
+    question, answer = required_text(values, text, "there is nothing to judge"), _answer(values[label], label)
+    messages = ({"role": "user", "content": question}, {"role": "assistant", "content": answer})
+    return Sample(origin, messages, source=question, label=answer)
 
 
 def named(columns: Iterable[Any], names: frozenset[str]) -> list[str]:

@@ -73,7 +73,8 @@ def to_sample(values: dict[str, Any], origin: str) -> Sample:
     more = _included(text, spans)
     found = sorted({(span.start, span.end + more, span.kind) for span in spans})
     answer = by_type((kind, text[start:end]) for start, end, kind in found)
-    return Sample(origin, ({"role": "user", "content": question(values, text)}, {"role": "assistant", "content": answer}))
+    messages = ({"role": "user", "content": question(values, text)}, {"role": "assistant", "content": answer})
+    return Sample(origin, messages, source=text, entities=tuple(found))
 
 
 def _texts(columns: Iterable[str]) -> list[str]:

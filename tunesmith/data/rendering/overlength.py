@@ -10,7 +10,7 @@ error      the run stops with the list of such rows
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal, Protocol, TypeVar
 
 from tunesmith.data.rendering.render import Document, Renderer
 from tunesmith.data.sample import Message, RowError, Sample
@@ -21,11 +21,19 @@ GAP = " … "  # stands where a message lost its middle
 SHORTENED = ("user", "tool")  # the messages that may lose their middle; a system prompt is the task itself
 
 
+class _HasSpans(Protocol):
+    @property
+    def spans(self) -> tuple[tuple[int, int], ...]: ...
+
+
+Spanned = TypeVar("Spanned", bound=_HasSpans)
+
+
 @dataclass(frozen=True, slots=True)
 class Fitted:
     """What became of one row's documents."""
 
-    documents: list[Document]
+    documents: list[Any]  # of the renderer's kind
     fate: Literal["kept", "cut", "split", "dropped", "refused"]
     reason: str = ""
 
@@ -83,15 +91,16 @@ def _truncate(sample: Sample, document: Document, renderer: Renderer, max_length
     history = [message | {"learn": False} if message["role"] == "assistant" else message for message in sample.messages[:turn]]
     messages = [*history, sample.messages[turn]]
     room = max_length - min(end - start, max_length // 2)  # tokens for the prompt; an answer of half of max_length always fits
-    shortened = _shorten(messages, room, lambda those: renderer.documents(replace(sample, messages=tuple(those)))[-1], renderer)
+    shortened = shorten(messages, room, lambda those: renderer.documents(replace(sample, messages=tuple(those)))[-1], renderer)
     if len(shortened.ids) <= max_length:
         return shortened
     ids = shortened.ids[:max_length]
     return replace(shortened, ids=ids, spans=((shortened.spans[0][0], len(ids)),), cut=True)
 
 
-def _shorten(messages: list[Message], room: int, render: Callable[[Sequence[Message]], Document], renderer: Renderer) -> Document:
-    """Take out the oldest exchanges, then the middle of the longest messages, until the prompt has at most `room` tokens.
+def shorten(messages: list[Message], room: int, render: Callable[[Sequence[Message]], Spanned], renderer: Any) -> Spanned:
+    """Take out the oldest exchanges, then the middle of the longest messages, until what stands before the document's first
+    span has at most `room` tokens. `renderer`: anything with an `encoder`.
 
     Raises RowError where nothing is left to take.
     """

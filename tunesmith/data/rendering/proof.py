@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from tunesmith.data.rendering.render import Document, Renderer
 from tunesmith.errors import ProofFailed
@@ -36,11 +37,9 @@ def prove(documents: Sequence[Document], renderer: Renderer) -> Proved:
             cut = document.cut and n == len(document.answers) - 1
             if not cut and document.ids[end - 1] not in stops:
                 problems.append(f"{document.origin}: the answer ends without a stop token: …{text[-60:]!r}")
-            if not _same(text, answer, cut):
-                if not _lossy(text, answer, renderer, cut):
-                    problems.append(
-                        f"{document.origin}: the tokens that would be learned say {_short(text)}, the answer is {_short(answer)}"
-                    )
+            if not same(text, answer, cut):
+                if not lossy(text, answer, renderer, cut):
+                    problems.append(f"{document.origin}: the tokens that would be learned say {short(text)}, the answer is {short(answer)}")
                 approximate += 1
     if problems:
         more = [f"... and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
@@ -64,18 +63,18 @@ def _share(document: Document) -> list[str]:
     return [] if bounds == sorted(bounds) else [f"its learned tokens {document.spans} overlap or lie outside"]
 
 
-def _same(text: str, answer: str, cut: bool) -> bool:
+def same(text: str, answer: str, cut: bool) -> bool:
     """Equal, but for a blank in front that some tokenizers only show inside a text, and a character that a cut split."""
     if cut:
         return answer.lstrip(" ").startswith(text.lstrip(" ").rstrip("�"))
     return text == answer or text.lstrip(" ") == answer.lstrip(" ")
 
 
-def _lossy(text: str, answer: str, renderer: Renderer, cut: bool) -> bool:
+def lossy(text: str, answer: str, renderer: Any, cut: bool) -> bool:
     """Whether the difference is the tokenizer's own: the answer alone comes back changed, and as these tokens say it."""
     alone = renderer.encoder.decode(renderer.encoder.batch([answer]))[0]
-    return alone != answer and _same(text, alone, cut)
+    return alone != answer and same(text, alone, cut)
 
 
-def _short(text: str) -> str:
+def short(text: str) -> str:
     return repr(text if len(text) <= 160 else text[:75] + " … " + text[-75:])

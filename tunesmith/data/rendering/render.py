@@ -11,7 +11,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from tunesmith.data.rendering import notes
 from tunesmith.data.rendering.answers import (
@@ -56,6 +56,8 @@ class Renderer:
     `strftime_now` gives. `notes` counts what the report should say; it grows with every `documents` call.
     """
 
+    labelled: Literal[False] = False  # its documents hold answers, not labels of a head (`labelled.Labelled`)
+
     def __init__(self, tokenizer: Any, *, thinking: Thinking = "keep", date: str = "2026-11-24", stop_ids: Iterable[int] = ()):
         self.tokenizer, self.thinking, self.date = tokenizer, thinking, date
         self.encoder = Encoder(tokenizer)
@@ -78,10 +80,14 @@ class Renderer:
 
     def prompt_ids(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = ()) -> list[int]:
         """Exactly what a server feeds before the next assistant message. Raises RowError."""
+        prompt = self.prompt(messages, tools)
+        return self.begun(prompt.text, self.encoder.encode([prompt])[0])
+
+    def prompt(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = ()) -> Marked:
+        """The text of `prompt_ids`. Raises RowError."""
         prepared, _ = self._prepare(messages, tools)
         (prepared, tools), hidden = self.encoder.hide(prepared, list(tools))
-        prompt = Marked(self._prompt(prepared, tools), hidden)
-        return self._begun(prompt.text, self.encoder.encode([prompt])[0])
+        return Marked(self._prompt(prepared, tools), hidden)
 
     def answer(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = ()) -> str:
         """What the model should say after `prompt_ids(messages[:-1])`: the last message with its stop token. Raises RowError."""
@@ -244,7 +250,7 @@ class Renderer:
 
     # --- from texts to tokens ---
 
-    def _begun(self, prompt: str, ids: list[int]) -> list[int]:
+    def begun(self, prompt: str, ids: list[int]) -> list[int]:
         """A prompt's ids with exactly one BOS, where there is one."""
         bos = self.tokenizer.bos_token_id
         if not self.tokenizer.chat_template:
@@ -267,7 +273,7 @@ class Renderer:
         """One document as long as each prompt begins with all that came before it, token by token."""
         documents: list[Document] = []
         for turn, found in zip(turns, tokens, strict=True):
-            prompt, answer = self._begun(turn.prompt.text, found.prompt), found.answer
+            prompt, answer = self.begun(turn.prompt.text, found.prompt), found.answer
             span = (len(prompt), len(prompt) + len(answer))
             last = documents[-1] if documents else None
             goes_on = last is not None and prompt[: len(last.ids)] == last.ids

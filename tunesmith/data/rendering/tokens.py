@@ -118,6 +118,30 @@ class Encoder:
         kept = self.tokenizer(list(texts), add_special_tokens=False, split_special_tokens=split, **quiet)
         return kept["input_ids"]
 
+    def placed(self, texts: Sequence[str], *, split: bool = False) -> list[tuple[list[int], list[tuple[int, int]]]]:
+        """As `batch`, with the characters of its text that each token stands for; a token of blanks may have none."""
+        if self._backend is not None and texts:
+            self._backend.no_truncation()
+            self._backend.no_padding()
+            self._backend.encode_special_tokens = split
+            return [(each.ids, each.offsets) for each in self._backend.encode_batch(list(texts), add_special_tokens=False)]
+        if self.tokenizer.is_fast and texts:
+            how = {"add_special_tokens": False, "split_special_tokens": split, "return_offsets_mapping": True, "verbose": False}
+            kept = self.tokenizer(list(texts), **how)
+            return list(zip(kept["input_ids"], kept["offset_mapping"], strict=True))
+        return [(ids, self._found(text, ids)) for text, ids in zip(texts, self.batch(texts, split=split), strict=True)]
+
+    def _found(self, text: str, ids: list[int]) -> list[tuple[int, int]]:
+        """Where tokens end, by decoding ever more of them: for tokenizers that do not say it."""
+        spans, begin, blank = [], 0, len(text) - len(text.lstrip())
+        for said in self.decode([ids[: last + 1] for last in range(len(ids))]):
+            whole = said.rstrip("\ufffd")  # bytes of a character that is not whole yet
+            lost = blank if not said[:1].isspace() else 0  # a blank in front that decoding takes away
+            end = min(len(text), max(begin, lost + len(whole) + (whole != said)))
+            spans.append((begin, end))
+            begin = end - (whole != said)
+        return spans
+
     def decode(self, batch: Sequence[list[int]]) -> list[str]:
         """What each list of ids says, special tokens and all."""
         if not batch:
