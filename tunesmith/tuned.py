@@ -11,14 +11,17 @@ from typing import Any
 import torch
 
 from tunesmith import config, hardware
+from tunesmith.data.rendering.labelled import Labelled
 from tunesmith.data.rendering.render import Renderer
 from tunesmith.errors import UserError
-from tunesmith.methods import layout
-from tunesmith.methods.adapter_file import CONFIG, check_base
+from tunesmith.methods import layout, method
+from tunesmith.methods.adapter_file import CONFIG, about, check_base
 from tunesmith.methods.tuning import Tuning
 from tunesmith.models import load as loading
-from tunesmith.models import slots
+from tunesmith.models import score, slots
 from tunesmith.models.load import Base
+from tunesmith.models.matrix import matrix
+from tunesmith.models.score import Score
 from tunesmith.models.source import Located, locate
 
 
@@ -29,7 +32,7 @@ class Tuned:
     name: str
     base: Base
     located: Located  # the base; for a fully tuned run, the run's own model folder
-    renderer: Renderer
+    renderer: Renderer | Labelled  # the second where a task's head predicts
     tuning: Tuning = field(default_factory=lambda: Tuning({}, {}))
     run: config.Run | None = None
 
@@ -40,6 +43,11 @@ class Tuned:
     @property
     def tokenizer(self) -> Any:
         return self.base.tokenizer
+
+    @property
+    def head(self) -> Score | None:
+        """What predicts labels in place of text, where the run trained a head."""
+        return self.tuning.head
 
     @property
     def has_adapter(self) -> bool:
@@ -102,17 +110,22 @@ def _open(name: str, source: str, adapter: Path | None, run: config.Run | None, 
     needed, free = size.weight_bytes + size.largest_tensor_bytes, hardware.free_memory(place)
     if needed > free:
         raise loading.too_large(located.name, needed, free, place, "close other programs, or take a smaller model")
-    base = loading.load(located.folder, dtype=chosen, quantize=quantize, double_quant=double, device=place)
+    head = None if file else score.read(located.folder, about(located.folder).get("head"), place)
+    own_head = head is None and (file is None or "head" not in file.facts)
+    base = loading.load(located.folder, dtype=chosen, quantize=quantize, double_quant=double, device=place, own_head=own_head)
     settings = run.data if run else config.Data()
     date = datetime.date.today().isoformat() if settings.date == "today" else settings.date  # a run's own date is fixed
     stops = loading.stop_ids(located.folder, base.model.config)
     renderer = Renderer(base.tokenizer, thinking=settings.thinking, stop_ids=stops, date=date)
-    tuning = layout.fit(file, base.model, place) if file else Tuning({}, {})
+    tuning = layout.fit(file, base.model, place) if file else Tuning({}, {}, head=head)
     tuning.train(False)
     for parameter in tuning.parameters.values():
         parameter.requires_grad_(False)
+    method.settle(base.model, tuning, lambda path: matrix(located.folder, path, base.model))
     slots.place(base.model, tuning.adapter)
-    return Tuned(name, base, located, renderer, tuning, run)
+    said: Any = tuning.head
+    fed = renderer if said is None else Labelled(renderer, said.task, said.labels, said.input)
+    return Tuned(name, base, located, fed, tuning, run)
 
 
 def _device(name: str) -> str:

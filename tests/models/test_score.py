@@ -17,6 +17,7 @@ LABELS = ["no", "perhaps", "yes"]
 def test_logits_are_fp32_whatever_the_hidden_states_are():
     head = make(tiny("llama"), "tag", LABELS)
     head.begin(0)
+    assert head.bias is not None
     with torch.no_grad():
         head.bias.copy_(torch.tensor([1.0, 2.0, 3.0]))
     h_NC = torch.randn(5, 64, dtype=torch.bfloat16)
@@ -51,7 +52,7 @@ def test_first_values_follow_the_seed_and_the_models_own_spread():
 
 def test_heads_are_made_on_the_meta_device_too():
     head = make(tiny("qwen3"), "tag", LABELS, "meta")
-    assert head.weight.is_meta and head.bias.is_meta and head.weight.shape == (3, 64)
+    assert head.weight.is_meta and head.bias is not None and head.bias.is_meta and head.weight.shape == (3, 64)
 
 
 def test_one_label_is_nothing_to_tell_apart():
@@ -118,7 +119,7 @@ def test_the_head_of_a_whole_model_is_read_by_its_class(tmp_path):
 def test_the_head_of_a_tagger_under_its_other_name(tmp_path):
     folder = whole(tmp_path, {"classifier.weight": W, "classifier.bias": B}, architectures=["GPT2ForTokenClassification"], id2label=NAMED)
     head = read(folder)
-    assert head is not None and head.task == "tag" and torch.equal(head.bias, B)
+    assert head is not None and head.task == "tag" and head.bias is not None and torch.equal(head.bias, B)
 
 
 def test_our_own_note_goes_before_the_class(tmp_path):
@@ -133,10 +134,16 @@ def test_heads_that_are_no_linear_layer_are_refused(tmp_path):
     with pytest.raises(UserError, match=r"no matrix score\.weight"):
         read(folder)
     with pytest.raises(UserError, match=r"weight \(3, 4\), bias \(3,\) is not served for task.name=classify: weight are needed"):
-        fitted("classify", LABELS, {"weight": W, "bias": B}, "here")
+        fitted({"task": "classify", "labels": LABELS}, {"weight": W, "bias": B}, "here")
 
 
 def test_labels_without_names_are_numbered():
-    head = fitted("classify", ["a", "b"], {"weight": W}, "here")
+    head = fitted({"task": "classify", "labels": ["a", "b"]}, {"weight": W}, "here")
     assert head.labels == ("LABEL_0", "LABEL_1", "LABEL_2")
-    assert Score("tag", LABELS, 4).about == {"task": "tag", "labels": LABELS}
+
+
+def test_what_is_said_of_a_head_makes_it_again():
+    head = Score("tag", LABELS, 4, input="chat")
+    assert head.about == {"task": "tag", "labels": LABELS, "input": "chat"}
+    again = fitted(head.about, {"weight": W, "bias": B}, "here")
+    assert again.about == head.about and all(torch.equal(t, v) for t, v in zip(again.tensors.values(), (W, B), strict=True))

@@ -129,7 +129,7 @@ def test_what_peft_saved_opens_here(family, task, tmp_path):
     targets = ["q_proj", "v_proj"] if family == "llama" else ["c_attn"]
     judge = get_peft_model(theirs(family, task), LoraConfig(task_type=TASK_TYPES[task], target_modules=targets)).eval()
     torch.manual_seed(1)
-    for key, parameter in judge.named_parameters():
+    for parameter in judge.parameters():
         if parameter.requires_grad:
             parameter.data.normal_(std=0.1)
     judge.save_pretrained(tmp_path)
@@ -211,7 +211,12 @@ def test_loss_and_gradients_of_a_packed_row_are_theirs_of_single_documents(task,
         path, part = name.rsplit(".", 1)
         key = f"score.modules_to_save.default.{part}" if path == "score" else f"{path}.lora_{part}.default.weight"
         gradient = reference[f"base_model.model.{key}"].grad
-        assert parameter.grad is not None and parameter.grad.dtype == torch.float32 and close(parameter.grad, gradient), name
+        assert (
+            parameter.grad is not None
+            and gradient is not None
+            and parameter.grad.dtype == torch.float32
+            and close(parameter.grad, gradient)
+        ), name
     assert forward.mean_loss([row]) == (pytest.approx(expected.item(), rel=1e-5), len(row.targets_N))
     assert forward.mean_loss([make_row(documents, [i]) for i in range(3)])[0] == pytest.approx(expected.item(), rel=1e-5)
 

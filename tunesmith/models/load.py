@@ -20,7 +20,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from tunesmith.errors import UserError
-from tunesmith.models import nf4, slots
+from tunesmith.models import nf4, score, slots
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -95,9 +95,15 @@ def too_large(name: str, needed: int, free: int, device: torch.device, cure: str
 
 
 def load(
-    folder: Path, *, dtype: torch.dtype, quantize: bool = False, double_quant: bool = True, device: torch.device | str = "cpu"
+    folder: Path,
+    *,
+    dtype: torch.dtype,
+    quantize: bool = False,
+    double_quant: bool = True,
+    device: torch.device | str = "cpu",
+    own_head: bool = True,
 ) -> Base:
-    """Load a causal language model from a folder of safetensors.
+    """Load a causal language model from a folder of safetensors; without its `own_head` where a task's head is used instead.
 
     Raises UserError for NF4 on a mixture of experts whose experts are 3-D parameters (they would stay unquantised), and for
     a checkpoint that does not hold every weight of its class.
@@ -129,8 +135,12 @@ def load(
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise UserError(f"{folder}: cannot be loaded: {_first_line(error)}") from None
     model, info = loaded
-    if problems := _misfits(type(model).__name__, info):
-        raise UserError(*[f"{folder}: {problem}" for problem in problems[:20]])
+    unused = set() if own_head else score.replaced(model)
+    if problems := _misfits(type(model).__name__, info, unused):
+        told = [f"{folder}: {problem}" for problem in problems[:20]]
+        if score.is_task_class(str((config.architectures or [""])[0])):
+            told.append("it holds a model with a task's head, which writes no text: take its base, or task.name=classify or tag")
+        raise UserError(*told)
     model.eval()
     model.requires_grad_(False)
     model.config.use_cache = True
@@ -138,9 +148,9 @@ def load(
     return Base(model, load_tokenizer(folder), folder, dtype, quantize, own, notes)
 
 
-def _misfits(class_name: str, info: dict[str, Any]) -> list[str]:
-    """What the checkpoint lacks, and what has another shape there."""
-    missing = [f"the checkpoint has no tensor for {key}, which {class_name} needs" for key in sorted(info["missing_keys"])]
+def _misfits(class_name: str, info: dict[str, Any], unused: set[str]) -> list[str]:
+    """What the checkpoint lacks of what is used, and what has another shape there."""
+    missing = [f"the checkpoint has no tensor for {key}, which {class_name} needs" for key in sorted({*info["missing_keys"]} - unused)]
     shapes = [
         f"{key} is {tuple(found)} in the checkpoint, and {class_name} needs {tuple(wanted)}"
         for key, found, wanted in sorted(info["mismatched_keys"])

@@ -37,14 +37,18 @@ _CLASSES: dict[str, tuple[Any, Any, str]] = {
 
 
 class Score(nn.Module):
-    """Scores of labels. `labels` are in the order of the rows of `weight`; only a tagger has a bias."""
+    """Scores of labels. `labels` are in the order of the rows of `weight`; only a tagger has a bias.
+
+    `input` (text or chat) is how texts are fed to it: it stands here because what is saved has to know.
+    """
 
     bias: nn.Parameter | None
 
-    def __init__(self, task: str, labels: Sequence[str], width: int, *, spread: float = SPREAD, device: Any = None):
+    def __init__(self, task: str, labels: Sequence[str], width: int, *, input: str = "text", spread: float = SPREAD, device: Any = None):
         super().__init__()
         self.training = False  # as adapters: whoever trains turns dropout on
-        self.task, self.labels, self.spread, self.dropout = task, tuple(labels), spread, DROPOUT[task]
+        self.task, self.labels, self.input = task, tuple(labels), input
+        self.spread, self.dropout = spread, DROPOUT[task]
         self.class_weights_L: Tensor | None = None  # what each label's losses are multiplied by, where they are not alike
         self.weight = nn.Parameter(torch.empty(len(labels), width, dtype=torch.float32, device=device))
         self.bias = nn.Parameter(torch.zeros(len(labels), dtype=torch.float32, device=device)) if task == "tag" else None
@@ -70,10 +74,10 @@ class Score(nn.Module):
     @property
     def about(self) -> dict[str, Any]:
         """What `tunesmith.json` says of it."""
-        return {"task": self.task, "labels": list(self.labels)}
+        return {"task": self.task, "labels": list(self.labels), "input": self.input}
 
 
-def make(model: Any, task: str, labels: Sequence[str], device: Any = None) -> Score:
+def make(model: Any, task: str, labels: Sequence[str], device: Any = None, *, input: str = "text") -> Score:
     """A head for this model, without values. Raises UserError where nothing can be told apart, or the class shows no hidden states."""
     if len(labels) < 2:
         raise UserError(f"task.name={task}: there is nothing to tell apart, the data has {len(labels)} label(s): {', '.join(labels)}")
@@ -83,7 +87,14 @@ def make(model: Any, task: str, labels: Sequence[str], device: Any = None) -> Sc
             "take task.name=generate (or task.head=words), which lets the model write the label"
         )
     spread = getattr(model.config.get_text_config(), "initializer_range", None) or SPREAD
-    return Score(task, labels, model.get_output_embeddings().weight.shape[1], spread=spread, device=device)
+    return Score(task, labels, model.get_output_embeddings().weight.shape[1], input=input, spread=spread, device=device)
+
+
+def replaced(model: Any) -> set[str]:
+    """Names of the tensors that compute nothing beside a task's head: those of the language model's head, where nothing else uses them."""
+    shared = {id(parameter) for parameter in model.get_input_embeddings().parameters()}
+    unused = {id(parameter) for parameter in model.get_output_embeddings().parameters()} - shared
+    return {name for name, parameter in model.named_parameters() if id(parameter) in unused}
 
 
 def balanced(counts_L: Sequence[int]) -> Tensor:
@@ -101,6 +112,10 @@ class Counterpart:
 
     class_name: str
     head: str  # "score", or "classifier" in some taggers
+
+
+def is_task_class(name: str) -> bool:
+    return name.endswith(tuple(ending for _, _, ending in _CLASSES.values()))
 
 
 def counterpart(config: PretrainedConfig, task: str) -> Counterpart | None:
@@ -128,13 +143,11 @@ def _counterpart(config_class: type, text: str, task: str) -> Counterpart | None
 
 def config_of(config: dict[str, Any], head: Score, found: Counterpart | None) -> dict[str, Any]:
     """config.json of a whole model with this head: the labels, in their order, and the class that opens it."""
-    changed = config | {
+    labels = {
         "id2label": {str(at): label for at, label in enumerate(head.labels)},
         "label2id": {label: at for at, label in enumerate(head.labels)},
     }
-    if found is not None:
-        changed["architectures"] = [found.class_name]
-    return changed
+    return config | labels | ({} if found is None else {"architectures": [found.class_name]})
 
 
 def read(folder: Path, about: dict[str, Any] | None = None, device: Any = None) -> Score | None:
@@ -156,19 +169,23 @@ def read(folder: Path, about: dict[str, Any] | None = None, device: Any = None) 
         if head in NAMES:
             with safe_open(file, framework="pt") as content:
                 tensors[part] = content.get_tensor(key)
-    return fitted(said["task"], said["labels"], tensors, str(folder), device)
+    return fitted(said, tensors, str(folder), device)
 
 
 @torch.no_grad()
-def fitted(task: str, labels: Sequence[str], tensors: dict[str, Tensor], where: str, device: Any = None) -> Score:
-    """A head with values. `tensors` are "weight" [L, C] and, for a tagger, "bias" [L]. Raises UserError for what does not fit."""
+def fitted(said: dict[str, Any], tensors: dict[str, Tensor], where: str, device: Any = None) -> Score:
+    """A head with values. `said` is as `Score.about`; labels that are not as many as rows are numbered.
+
+    `tensors` are "weight" [L, C] and, for a tagger, "bias" [L]. Raises UserError for what does not fit.
+    """
+    task, labels = said["task"], said["labels"]
     weight = tensors.get("weight")
     if weight is None or weight.ndim != 2:
         raise UserError(f"{where}: no matrix score.weight, so its head is not one linear layer, and is not served")
     count, width = weight.shape
     if len(labels) != count:
         labels = [f"LABEL_{at}" for at in range(count)]  # what `transformers` calls labels that have no names
-    head = Score(task, labels, width, device=device)
+    head = Score(task, labels, width, input=said.get("input", "text"), device=device)
     wanted = {name.removeprefix("score."): parameter for name, parameter in head.tensors.items()}
     if set(tensors) != set(wanted) or any(tensors[name].shape != parameter.shape for name, parameter in wanted.items()):
         shapes = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in tensors.items())

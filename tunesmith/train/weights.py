@@ -11,9 +11,13 @@ from torch import Tensor
 from transformers.core_model_loading import revert_weight_conversion
 
 from tunesmith.methods import layout
+from tunesmith.methods.adapter_file import ABOUT
 from tunesmith.methods.tuning import Tuning
+from tunesmith.models import score
 from tunesmith.models.fingerprint import fingerprint
 from tunesmith.models.load import Base
+from tunesmith.models.score import Score
+from tunesmith.models.source import Located
 from tunesmith.train.checkpoint import write_whole
 
 KIND = {True: "adapter", False: "model"}  # by whether there is an adapter
@@ -25,19 +29,29 @@ def write(target: Path, base: Base, tuning: Tuning, setting: Any) -> None:
     if tuning.adapter:
         located = setting.located
         tuning.about["base"] = fingerprint(located.folder)  # an adapter over other weights computes something else
-        name = located.origin.partition("@")[0] if located.kind == "hub" else str(located.folder.resolve())
-        write_whole(target, lambda aside: layout.write(aside, base.model, tuning, name))
+        write_whole(target, lambda aside: layout.write(aside, base.model, tuning, opened_as(located)))
     else:
-        write_whole(target, lambda aside: write_model(aside, base.model, base.folder))
+        write_whole(target, lambda aside: write_model(aside, base.model, base.folder, tuning.head))
 
 
-def write_model(aside: Path, model: Any, source: Path) -> None:
-    """Every weight under the names that its source checkpoint uses; config, tokenizer and templates are copied from there."""
-    tensors: dict[str, Tensor] = revert_weight_conversion(model, _once(model))
+def opened_as(located: Located) -> str:
+    """What `transformers` and `peft` open a base by: a hub id, or a folder."""
+    return located.origin.partition("@")[0] if located.kind == "hub" else str(located.folder.resolve())
+
+
+def write_model(aside: Path, model: Any, source: Path, head: Score | None = None) -> None:
+    """Every weight under the names that its source checkpoint uses; config, tokenizer and templates are copied from there.
+
+    With a task's head it is a model of that task: the head's tensors in place of the language model's own, the labels in config.json.
+    """
+    left_out = set() if head is None else score.replaced(model)
+    tensors: dict[str, Tensor] = revert_weight_conversion(model, {n: t for n, t in _once(model).items() if n not in left_out})
     for path in source.iterdir():
         if path.is_file() and path.suffix in (".json", ".jinja", ".model", ".txt", ".tiktoken") and not path.name.endswith(".index.json"):
             shutil.copyfile(path, aside / path.name)
     _name_dtype(aside / "config.json", str(model.dtype).removeprefix("torch."))
+    if head is not None:
+        tensors |= _with_head(aside, model, head)
     shards = _shards(tensors)
     index: dict[str, str] = {}
     for number, names in enumerate(shards, 1):
@@ -48,6 +62,16 @@ def write_model(aside: Path, model: Any, source: Path) -> None:
         total = sum(t.numel() * t.element_size() for t in tensors.values())
         content = {"metadata": {"total_size": total}, "weight_map": index}
         (aside / "model.safetensors.index.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _with_head(aside: Path, model: Any, head: Score) -> dict[str, Tensor]:
+    """The head's tensors by the names that the class of `transformers` gives them; config.json and our own note are written."""
+    found = score.counterpart(model.config, head.task)
+    config = json.loads((aside / "config.json").read_text(encoding="utf-8"))
+    for file, content in (("config.json", score.config_of(config, head, found)), (ABOUT, {"head": head.about})):
+        (aside / file).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    name = found.head if found else score.NAMES[0]
+    return {key.replace("score", name, 1): tensor for key, tensor in head.tensors.items()}
 
 
 def _name_dtype(path: Path, dtype: str) -> None:

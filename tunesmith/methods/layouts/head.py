@@ -60,8 +60,8 @@ def own(folder: Path, about: dict[str, Any]) -> dict[str, Any]:
 
 def fit(head: dict[str, Any], tuning: Tuning, model: Any, folder: Path, device: Any = None) -> None:
     """Give a tuning the head that its folder holds. Labels without names are those of the base's config. Raises UserError."""
-    labels = (tuning.about.get("head") or {}).get("labels") or list((model.config.id2label or {}).values())
-    score = fitted(head["task"], labels, head["tensors"], str(folder), device)
+    said = {"labels": list((model.config.id2label or {}).values())} | (tuning.about.get("head") or {}) | {"task": head["task"]}
+    score = fitted(said, head["tensors"], str(folder), device)
     tuning.head = score
     tuning.parameters |= score.tensors
 
