@@ -43,6 +43,7 @@ ELSEWHERE_OTHERWISE = {
     ("gemma2", "pfeiffer"): "it reads the stream through the norm behind the MLP and adds before that norm",
     ("gemma3_text", "pfeiffer"): "it reads the stream through the norm behind the MLP and adds before that norm",
     ("phi", "pfeiffer"): "it reads the MLP's output alone",
+    ("phi", "parallel"): "it cannot be computed",
     ("gptj", "parallel"): "it reads the stream with attention's output in it",
 }
 

@@ -108,8 +108,8 @@ def _config(model: Any, variant: str, modules: dict[str, Any], stands: list[_Sta
     first = next(iter(modules.values()))
     blocks, tuned = [block for block, _ in slots.blocks(model)], {stand.place for stand in stands}
     widths = {stand.block: modules[stand.path].down.shape[0] for stand in stands}
-    return {
-        "architecture": _OURS if (sublayers.kind(model), variant) in ELSEWHERE_OTHERWISE else None,
+    foreign = {"architecture": _OURS} if (sublayers.kind(model), variant) in ELSEWHERE_OTHERWISE else {}
+    return foreign | {
         "mh_adapter": "attention_adapters" in tuned,
         "output_adapter": "output_adapters" in tuned,
         "reduction_factor": _reduction(first.down.shape[1], [widths.get(block, first.down.shape[0]) for block in blocks]),
