@@ -6,6 +6,7 @@ base)` (config, tensors), `read(folder, config, tensors)` (an `AdapterFile`), `f
 """
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,11 +16,12 @@ from torch import Tensor
 
 from tunesmith.errors import UserError
 from tunesmith.methods.adapter_file import ABOUT, CONFIG, WEIGHTS, AdapterFile, about, config_of, tensors_of
-from tunesmith.methods.layouts import adapterhub, head, lora, prefix, prompt
+from tunesmith.methods.layouts import adapterhub, head, lora, pissa, prefix, prompt
 from tunesmith.methods.tuning import Tuning
 
 LAYOUTS: dict[str, ModuleType] = {
     "lora": lora,
+    "pissa": pissa,
     "prompt": prompt,
     "prefix": prefix,
     "adapterhub": adapterhub,
@@ -61,7 +63,8 @@ def read(folder: Path) -> AdapterFile:
         task_head = head.own(folder, file.about)
     if task_head is not None:
         file.facts["head"] = task_head
-    return file
+    refined = file.about.get("layout")  # what `peft` reads as a plain LoRA may mean more to us
+    return replace(file, layout=refined) if refined in LAYOUTS else file
 
 
 def fit(file: AdapterFile, model: Any, device: Any = None) -> Tuning:

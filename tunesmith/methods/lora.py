@@ -110,7 +110,7 @@ def assemble(model: Any, settings: Any, make: Callable[..., nn.Module], device: 
     scale = scale_of(alpha, settings.rank, settings.rslora)
     adapter: dict[str, nn.Module] = {}
     for place in places:
-        adapter[place.path] = make(place.in_features, place.out_features, settings.rank, scale, settings.dropout, device)
+        adapter[place.path] = make(place.in_features, place.out_features, settings.rank, scale, getattr(settings, "dropout", 0.0), device)
     besides = extras.build(model, settings.trainable_tokens, settings.modules_to_save, device)
     if both := sorted(set(adapter) & set(besides)):
         raise LookupError(f"modules_to_save: {both[0]} is also a target; leave it out of one of them")

@@ -111,8 +111,12 @@ class PiSSA(Settings):
     """Scale by alpha/√rank."""
     plus_ratio: PositiveFloat = 1.0
     """Learning rate of B over that of A; 1 is one rate for both."""
-    niter: Annotated[int, Field(ge=1, strict=True)] | Literal["exact"] = 4
+    niter: PositiveInt | Literal["exact"] = 4
     """Subspace iterations of the randomised SVD (Halko 2011), or exact for a full one."""
+    trainable_tokens: list[int | str] = []
+    """Rows of the embedding (and of a tied head) that are trained too: token ids or tokens such as "<|im_start|>"."""
+    modules_to_save: list[str] = []
+    """Modules that are trained whole beside the updates and saved with them: lm_head, embed_tokens, endings of paths."""
 
 
 class Prompt(Settings):

@@ -29,6 +29,11 @@ class Quantized:
     nested_absmax: Tensor | None
     offset: Tensor | None
 
+    def to(self, device: torch.device) -> "Quantized":
+        """The same codes there; no copy where they are already."""
+        moved = [None if part is None else part.to(device) for part in (self.absmax, self.nested_absmax, self.offset)]
+        return Quantized(self.codes_OI.to(device), *moved)  # type: ignore[arg-type]
+
 
 def quantize(weight_OI: Tensor, double: bool) -> Quantized:
     """Quantise a matrix whose rows are whole blocks. Raises AssertionError where they are not."""
@@ -73,6 +78,11 @@ def dequantize(q: Quantized, shape: tuple[int, int], dtype: torch.dtype) -> Tens
         absmax = torch.ops.bitsandbytes.dequantize_blockwise(absmax, q.nested_absmax, code, NESTED_BLOCK, torch.float32)
         absmax = absmax.add_(q.offset)
     return torch.ops.bitsandbytes.dequantize_4bit(q.codes_OI.view(-1, 1), absmax, BLOCK, "nf4", list(shape), dtype)
+
+
+def rounded(weight_OI: Tensor, double: bool, dtype: torch.dtype) -> Tensor:
+    """What 4 bits leave of a matrix, in fp32; `dtype` is that of the layer which dequantises it."""
+    return dequantize(quantize(weight_OI, double), (weight_OI.shape[0], weight_OI.shape[1]), dtype).float()
 
 
 @cache
@@ -127,6 +137,28 @@ class Nf4Linear(nn.Module):
     def quantized(self) -> Quantized:
         return Quantized(self.weight, self.absmax, self.nested_absmax, self.offset)
 
+    @property
+    def is_double(self) -> bool:
+        """Whether the scales are in 8 bits too."""
+        return self.nested_absmax is not None
+
+    def requantised(self, weight_OI: Tensor) -> Quantized:
+        """The codes that this layer would hold for another matrix [out, in]; it keeps its own."""
+        assert weight_OI.shape == (self.out_features, self.in_features), weight_OI.shape
+        return quantize(weight_OI.to(self.weight.device), self.is_double)
+
+    def rounded(self, weight_OI: Tensor) -> Tensor:
+        """What this layer would make of another matrix, in fp32."""
+        return rounded(weight_OI.to(self.weight.device), self.is_double, self.dtype)
+
+    @torch.no_grad()
+    def exchange(self, codes: Quantized) -> Quantized:
+        """Hold these codes from now on; those held until now, where these were. On one device nothing is copied."""
+        held, here = self.quantized().to(codes.codes_OI.device), codes.to(self.weight.device)
+        self.weight = nn.Parameter(here.codes_OI, requires_grad=False)
+        self.absmax, self.nested_absmax, self.offset = here.absmax, here.nested_absmax, here.offset
+        return held
+
     def dequantized(self) -> Tensor:
         """The matrix [out, in] in the layer's dtype."""
         return dequantize(self.quantized(), (self.out_features, self.in_features), self.dtype)
@@ -160,6 +192,11 @@ def weight_of(linear: nn.Module) -> Tensor:
         return linear.dequantized()
     weight: Tensor = linear.weight  # type: ignore[assignment]
     return weight.T if isinstance(linear, Conv1D) else weight
+
+
+def is_nf4(module: nn.Module) -> bool:
+    """Whether its matrix is kept as NF4 codes."""
+    return isinstance(module, Nf4Linear)
 
 
 def is_linear(module: nn.Module) -> bool:

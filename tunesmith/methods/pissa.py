@@ -1,0 +1,229 @@
+"""PiSSA: what is trained of each matrix are its leading singular vectors (Meng et al. 2024, arXiv:2404.02948).
+
+    y = (W - s·B0·A0)·x + s·B·(A·x)          B0·A0 = the leading part of W, over s; A and B begin as A0 and B0
+
+           ┌────────── W - s·B0·A0 [out, in], frozen ──────────┐
+      x ───┤                                                   ├──(+)── y
+           └── A [r, in] ────────► B [out, r] ────────── · s ──┘
+
+Over fp32 and bf16 the base is never touched. What differs from it is computed beside it, in a form that rounding cannot
+hurt: B·A - B0·A0 = (B-B0)·A + B0·(A-A0), a product of rank 2r whose every term is as small as what was learned. At the start it is
+zero to the bit, and the served file holds these same factors: a LoRA of rank 2r over the original base.
+
+Over NF4 (QPiSSA) the layer holds nf4(W - s·B0·A0) while the module is in place: without its leading part the matrix is rounded less
+coarsely. `lift` puts the codes of the base back, which stand aside in main memory meanwhile: that is 0.52 bytes a weight, and
+takes no time, where rounding the checkpoint's matrices anew would take seconds to minutes for each change of adapters.
+
+Cost: r·(in + out) trained parameters a layer, as many that are fixed; time is that of LoRA of rank 2r (dense), of rank r (NF4).
+"""
+
+import zlib
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tunesmith.methods import extras, lora
+from tunesmith.methods.decompose import leading
+from tunesmith.methods.lora import LoRA
+from tunesmith.methods.settings import PiSSA as Settings
+from tunesmith.methods.tuning import Start, Tuning
+from tunesmith.models import nf4, slots
+from tunesmith.models.nf4 import Quantized
+
+NF4 = True  # trains over an NF4 base, whose codes become those of the residual
+LEARNING_RATE = 1e-4
+# What vLLM's --max-lora-rank can be; the second is its default (vllm/config/lora.py, version 0.22).
+SERVED_RANKS, SERVED_BY_DEFAULT = (1, 8, 16, 32, 64, 128, 256, 320, 512), 16
+
+
+class PiSSA(nn.Module):
+    """The update of one linear layer. Trains A and B, remembers A0 and B0; all are fp32. The layer is lent for the call."""
+
+    A0: Tensor
+    B0: Tensor
+
+    def __init__(self, in_features: int, out_features: int, rank: int, scale: float, dropout: float = 0.0, device: Any = None):
+        super().__init__()
+        self.training = False
+        self.scale, self.dropout = scale, dropout
+        shape: dict[str, Any] = {"dtype": torch.float32, "device": device}
+        self.A = nn.Parameter(torch.zeros(rank, in_features, **shape))
+        self.B = nn.Parameter(torch.zeros(out_features, rank, **shape))
+        self.register_buffer("A0", torch.zeros(rank, in_features, **shape))
+        self.register_buffer("B0", torch.zeros(out_features, rank, **shape))
+        self.rounded: Callable[[Tensor], Tensor] | None = None  # over NF4: a matrix -> what its layer keeps of it, in fp32
+        self.differences: dict[str, float] = {}  # over NF4: base served upon -> relative error of weights against those trained
+        self._aside: Quantized | None = None  # over NF4: the codes that the layer does not hold now
+        self._factors: tuple[Any, Tensor, Tensor] | None = None
+
+    @torch.no_grad()
+    def start_from(self, b_OR: Tensor, a_RI: Tensor) -> None:
+        """First values, B·A: what is taken out of the base."""
+        for start, trained, value in ((self.A0, self.A, a_RI), (self.B0, self.B, b_OR)):
+            trained.copy_(value)
+            start.copy_(value)
+
+    @torch.no_grad()
+    def settle(self, layer: Any, dense: Callable[[], Tensor]) -> None:
+        """Over NF4: the codes of W - s·B0·A0, which `attach` puts into the layer. `dense` gives W [out, in] in fp32."""
+        if not nf4.is_nf4(layer):
+            return
+        self.rounded = partial(nf4.rounded, double=layer.is_double, dtype=layer.dtype)
+        weight_OI = dense().to(self.A0.device)
+        residual_OI = weight_OI - self._taken()
+        codes = layer.requantised(residual_OI)
+        kept_OI = nf4.dequantize(codes, (layer.out_features, layer.in_features), layer.dtype).float()
+        lost, norm = residual_OI - kept_OI, weight_OI.norm()
+        also_lost = weight_OI - layer.dequantized().float()
+        self.differences = {"original": (lost.norm() / norm).item(), "nf4": ((lost - also_lost).norm() / norm).item()}
+        self._aside = codes.to(torch.device("cpu"))
+
+    def attach(self, layer: Any) -> None:
+        """Stand in place of the layer's forward; over NF4, with the codes of the residual in it."""
+        if self._aside is not None:
+            self._aside = layer.exchange(self._aside)
+        object.__setattr__(layer, "forward", partial(self, layer))
+
+    def detach(self, layer: Any) -> None:
+        """The layer as it was, to the bit."""
+        vars(layer).pop("forward", None)
+        if self._aside is not None:
+            self._aside = layer.exchange(self._aside)
+
+    def forward(self, layer: nn.Module, x: Tensor) -> Tensor:
+        """What the layer and its update make of x: [..., in] to [..., out], in x's dtype."""
+        if self.dropout and self.training:
+            down, up = self._down_up()
+            dropped = nn.functional.dropout(x, self.dropout)
+            update = nn.functional.linear(nn.functional.linear(dropped, down.to(x.dtype)), up.to(x.dtype))
+            return slots.own_forward(layer, x) + self.scale * update
+        return _Product.apply(x, self.A, self.B, *self._cast(x.dtype), layer, self.scale)
+
+    def _down_up(self) -> tuple[Tensor, Tensor]:
+        """The two factors of what is added to the layer: A and B over a residual; [A; A-A0] and [B-B0, B0] over the base itself."""
+        if self.rounded is not None:
+            return self.A, self.B
+        return torch.cat([self.A, self.A - self.A0]), torch.cat([self.B - self.B0, self.B0], dim=1)
+
+    @torch.no_grad()
+    def _cast(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """The factors in a dtype, made once for all rows between two steps of the optimizer."""
+        key = (dtype, self.A.device, self.rounded is None, *[t._version for t in (self.A, self.B, self.A0, self.B0)])
+        if self._factors is None or self._factors[0] != key:
+            down, up = self._down_up()
+            self._factors = (key, down.detach().to(dtype), up.detach().to(dtype))
+        return self._factors[1:]
+
+    def _taken(self) -> Tensor:
+        """s·B0·A0, the part of W that is trained; [out, in] in fp32."""
+        return self.scale * (self.B0 @ self.A0)
+
+    @torch.no_grad()
+    def folded(self, weight_OI: Tensor) -> Tensor:
+        """The matrix that was trained, in fp32, [out, in], from the checkpoint's; over NF4, from what rounding leaves of it."""
+        weight_OI = weight_OI.to(self.A.device, torch.float32)
+        if self.rounded is not None:
+            return self.rounded(weight_OI - self._taken()) + self.scale * (self.B @ self.A)
+        down, up = self._down_up()
+        return weight_OI + self.scale * (up @ down)
+
+    @torch.no_grad()
+    def as_lora(self) -> LoRA:
+        """A plain LoRA of rank 2r for the base itself. Over NF4 it differs from what was trained, by `differences`."""
+        (rank, inner), out = self.A.shape, self.B.shape[0]
+        plain = LoRA(inner, out, 2 * rank, self.scale, self.dropout, self.A.device)
+        plain.A.copy_(torch.cat([self.A, self.A - self.A0]))
+        plain.B.copy_(torch.cat([self.B - self.B0, self.B0], dim=1))
+        return plain
+
+
+class _Product(torch.autograd.Function):
+    """y = x·Wᵀ + s·(x·downᵀ)·upᵀ + b, with gradients for A and B, of which `down` [k, in] and `up` [out, k] are made.
+
+    k = r: down = A, up = B. k = 2r: down = [A; A-A0], up = [B-B0, B0], so that with q = dY·up
+
+    dX = dY·W + s·q·down     dA = s·(q_1 + q_2)ᵀ·X     dB = s·dYᵀ·(X·Aᵀ), the first r columns of X·downᵀ
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, A: Tensor, B: Tensor, down: Tensor, up: Tensor, layer: nn.Module, scale: float) -> Tensor:
+        x_NI = x.reshape(-1, x.shape[-1])
+        weight_OI = nf4.weight_of(layer)
+        p_NK = x_NI @ down.T
+        bias: Any = layer.bias
+        y_NO = x_NI @ weight_OI.T if bias is None else torch.addmm(bias, x_NI, weight_OI.T)
+        y_NO.addmm_(p_NK, up.T, alpha=scale)
+        ctx.save_for_backward(x_NI, p_NK, down, up)
+        ctx.layer, ctx.scale, ctx.rank = layer, scale, A.shape[0]
+        return y_NO.view(*x.shape[:-1], y_NO.shape[-1])
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None, None, None, None]:  # type: ignore[override]
+        x_NI, p_NK, down, up = ctx.saved_tensors
+        dy_NO = dy.reshape(-1, dy.shape[-1])
+        q_NK = dy_NO @ up
+        dx = None
+        if ctx.needs_input_grad[0]:
+            dx = (dy_NO @ nf4.weight_of(ctx.layer)).addmm_(q_NK, down, alpha=ctx.scale)
+            dx = dx.view(*dy.shape[:-1], dx.shape[-1])
+        q_NR = q_NK.unflatten(1, (-1, ctx.rank)).sum(1)
+        dA = (q_NR.T @ x_NI).float().mul_(ctx.scale)
+        dB = (dy_NO.T @ p_NK[:, : ctx.rank]).float().mul_(ctx.scale)
+        return dx, dA, dB, None, None, None, None
+
+
+def build(model: Any, settings: Settings, device: Any = None) -> Tuning:
+    """The modules, by path, without values. Raises LookupError where a target is not in the model, or smaller than the rank."""
+    chosen = settings.model_copy(update={"alpha": float(settings.rank)}) if settings.alpha == "auto" else settings
+    tuning = lora.assemble(model, chosen, PiSSA, device)
+    check_rank(settings.rank, tuning.adapter)
+    tuning.notes += served_notes(settings.rank)
+    tuning.fixed, tuning.layout = fixed(tuning.adapter), "pissa"
+    return tuning
+
+
+def init(tuning: Tuning, start: Start, settings: Settings) -> None:
+    """A, B and what is remembered of them: the leading part of each matrix, over the scale."""
+    extras.begin(tuning, start.model)
+    for path, module in updates(tuning.adapter).items():
+        weight_OI = start.dense(path).to(module.A.device)
+        b_OR, a_RI = leading(weight_OI, settings.rank, settings.niter, seed_of(start.seed, path))
+        module.start_from(b_OR / module.scale**0.5, a_RI / module.scale**0.5)
+
+
+def updates(adapter: dict[str, nn.Module]) -> dict[str, PiSSA]:
+    """The modules that begin from the base, without what is trained beside them."""
+    return {path: module for path, module in adapter.items() if isinstance(module, PiSSA)}
+
+
+def fixed(adapter: dict[str, nn.Module]) -> dict[str, Tensor]:
+    """What a run keeps beside what it trains: a resumed one takes A0 and B0 from its checkpoint, not from another SVD."""
+    return {f"{path}.{name}": buffer for path, module in updates(adapter).items() for name, buffer in module.named_buffers()}
+
+
+def seed_of(seed: int, path: str) -> int:
+    """Each matrix has its own stream of numbers, whatever else is tuned."""
+    return seed * 1_000_003 + zlib.crc32(path.encode())
+
+
+def check_rank(rank: int, adapter: dict[str, nn.Module]) -> None:
+    """Raises LookupError for layers with fewer singular vectors than are asked for."""
+    has = {path: min(module.A.shape[1], module.B.shape[0]) for path, module in updates(adapter).items()}
+    if small := [path for path, count in has.items() if count < rank]:
+        raise LookupError(
+            f"method.rank={rank} asks for more singular vectors than {len(small)} of the layers have, {small[0]} the first of them; "
+            f"take {min(has.values())} at most, or leave those out of method.targets"
+        )
+
+
+def served_notes(rank: int) -> list[str]:
+    """What has to be known about serving before hours are spent."""
+    doubled = 2 * rank
+    if doubled <= SERVED_BY_DEFAULT:
+        return []
+    enough = next((served for served in SERVED_RANKS if served >= doubled), None)
+    cure = f"vLLM takes it with --max-lora-rank {enough}" if enough else f"vLLM takes {SERVED_RANKS[-1]} at most: merge it for vLLM"
+    return [f"rank {rank} is served as a LoRA of rank {doubled}, more than servers take by default ({SERVED_BY_DEFAULT}); {cure}"]
