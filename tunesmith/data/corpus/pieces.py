@@ -211,6 +211,11 @@ class _Making:
         )
 
 
+def samples_in(block: Block) -> Iterator[Sample]:
+    """The usable rows of a block; the others are passed over."""
+    yield from (sample for _, sample, _ in _samples(block.parts, _Making()))
+
+
 def _samples(parts: Sequence[Part], making: _Making) -> Iterator[tuple[int, Sample, bool]]:
     """The usable rows with the number of their file, and whether they came before; all others are counted in `making`."""
     for part, row, again in _in_order(parts):

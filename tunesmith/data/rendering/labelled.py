@@ -27,6 +27,10 @@ from tunesmith.data.sample import Message, RowError, Sample
 RULES = 1  # part of the fingerprint: raise it when the same sample comes to give other tokens
 LISTED = 10  # labels named in a message
 MARKS = ("\ue0d0\ue0d1", "\uf5d2\uf5d3", "\uf7d4\uf7d5")  # of private use: one stands for the text to find its place in a prompt
+UNMARKED = (
+    "no entities are marked in it: task.name=tag learns rows of tagged tokens (conll) and of marked spans (spans); "
+    "task.name=generate learns answers that are written"
+)
 
 Task = Literal["classify", "tag"]
 Input = Literal["text", "chat"]
@@ -234,10 +238,7 @@ class Labelled:
             label = label_of(sample)
             return LabelledDocument(fed, (self._id(label),), label)
         if sample.entities is None:
-            raise RowError(
-                "no entities are marked in it: task.name=tag learns rows of tagged tokens (conll) and of marked spans (spans); "
-                "with task.name=generate the answer is written"
-            )
+            raise RowError(UNMARKED)
         tags, told = bio.tags_of(fed.words, sample.entities)
         self.notes.update(told)
         return LabelledDocument(fed, tuple(map(self._id, tags)), tuple(sample.entities))
