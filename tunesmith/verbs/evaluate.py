@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="DIR|M", help="run folder, adapter folder or base model")
     parser.add_argument("settings", metavar="KEY=VALUE", nargs="*", help=f"how the data is read: {', '.join(SETTINGS)}")
     parser.add_argument("--data", metavar="D", help="file, folder, glob, PATH#500 or builtin:NAME; by default the run's data.test")
-    parser.add_argument("--metrics", metavar="A,B", help="loss, exact_match, json_valid, json_fields, accuracy, macro_f1, contains, chrf")
+    parser.add_argument("--metrics", metavar="A,B", help="loss, exact_match, json_valid, json_fields, entity_f1, accuracy, macro_f1, ...")
     parser.add_argument("--against", metavar="M", help="a second model beside it; `base` is the same one without its adapter")
     parser.add_argument("--max-new-tokens", type=int, metavar="N", help="longest answer; by default twice the longest reference")
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N rows")

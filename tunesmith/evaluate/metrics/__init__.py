@@ -2,12 +2,13 @@
 
 from types import ModuleType
 
-from tunesmith.evaluate.metrics import accuracy, chrf, contains, exact_match, json_fields, json_valid, macro_f1
+from tunesmith.evaluate.metrics import accuracy, chrf, contains, entity_f1, exact_match, json_fields, json_valid, macro_f1
 
 METRICS: dict[str, ModuleType] = {
     "exact_match": exact_match,
     "json_valid": json_valid,
     "json_fields": json_fields,
+    "entity_f1": entity_f1,
     "accuracy": accuracy,
     "macro_f1": macro_f1,
     "contains": contains,
