@@ -6,13 +6,15 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from tests import runs
 from tests.conftest import write_byte_tokenizer
 from tests.runs import own_cache  # noqa: F401
 from tunesmith import cli
+from tunesmith.methods import layout
+from tunesmith.models.fingerprint import fingerprint
 from tunesmith.tuned import open_tuned
 
 IDS = torch.arange(3, 40)[None] * 7 % 256
@@ -124,3 +126,71 @@ def test_a_full_disk_leaves_no_half_model(done: Path, tmp_path: Path, capsys: py
     assert "merged: the disk is full" in capsys.readouterr().err
     assert not any(tmp_path.iterdir())
     shutil.rmtree(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def second(tiny_llama: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Another adapter of the same base: another rank, fewer layers."""
+    out = tmp_path_factory.mktemp("lora") / "second"
+    changes = {"method": {"name": "lora", "rank": 2, "targets": ["q", "v"]}, "train.seed": 1}
+    runs.finish(runs.settings(tiny_llama, data, out, STRONG | changes))
+    return out
+
+
+def update(folder: Path, layer: str) -> torch.Tensor:
+    file = layout.read(folder)
+    return file.facts["scales"][layer] * file.tensors[f"{layer}.B"] @ file.tensors[f"{layer}.A"]
+
+
+def test_several_adapters_become_one(done: Path, second: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, layer = tmp_path / "both", "model.layers.0.self_attn.q_proj"
+    assert cli.main(["merge", "--adapters", f"{done}=0.7", f"{second / 'adapter'}=-0.3", "--how", "concat", str(out)]) == 0
+    said = capsys.readouterr()
+    assert f"{out}: 0.7 {done / 'adapter'} + -0.3 {second / 'adapter'} (concat) as a LoRA of rank 4-6 in 14 layers" in said.out
+    wanted = 0.7 * update(done / "adapter", layer) - 0.3 * update(second / "adapter", layer)
+    torch.testing.assert_close(update(out, layer), wanted)
+    assert not said.err and open_tuned(str(out), dtype="float32").has_adapter
+    about = json.loads((out / "tunesmith.json").read_text())
+    assert [each["adapter"] for each in about["composed"]["of"]] == [done.name, second.name] and about["base"]["layers"] == 2
+
+
+def test_a_linear_combination_says_how_far_it_is_from_the_sum(done: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["merge", "--adapters", str(done), f"{done}=0.5", "--how", "linear", str(tmp_path / "c")]) == 0
+    said = capsys.readouterr()
+    assert "(linear) as a LoRA of rank 4 in 14 layers" in said.out
+    assert "the update differs from the weighted sum by 94%; --how concat is exact" in said.err  # (1 + 1/sqrt 2)**2 against 1.5
+
+
+@pytest.mark.parametrize(
+    ("words", "reasons"),
+    [
+        (["nothing=0.5", "DONE=x", "DONE"], ["nothing: neither a run folder nor an adapter folder", "'x' is no number; write DIR=0.7"]),
+        (["DONE", "SECOND", "--how", "linear"], ["linear needs the same rank everywhere", "ranks 4 (run), 2 (second)"]),
+        (["DONE", "SECOND", "--max-kl", "1"], ["--max-kl compares a merged model with its adapter"]),
+        (["DONE", "SECOND", "--model", "OTHER"], ["was made for another base model", "the weights differ by"]),
+        (["DONE", "ELSEWHERE"], ["only adapters of one base can be combined", "the weights differ by", "--model M says"]),
+    ],
+    ids=["names", "ranks", "max-kl", "model", "bases"],
+)
+def test_what_cannot_be_combined(
+    words: list[str], reasons: list[str], done: Path, second: Path, tiny_llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other, elsewhere = shutil.copytree(tiny_llama, tmp_path / "other"), shutil.copytree(second / "adapter", tmp_path / "elsewhere")
+    save_file({name: t.flip(0).contiguous() for name, t in load_file(other / "model.safetensors").items()}, other / "model.safetensors")
+    about = json.loads((elsewhere / "tunesmith.json").read_text())
+    (elsewhere / "tunesmith.json").write_text(json.dumps(about | {"base": fingerprint(other)}))
+    places = {"DONE": done, "SECOND": second, "OTHER": other, "ELSEWHERE": elsewhere}
+    given = [next((word.replace(key, str(path)) for key, path in places.items() if word.startswith(key)), word) for word in words]
+    assert cli.main(["merge", "--adapters", *given, *([] if "--how" in given else ["--how", "concat"]), str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert all(reason in said for reason in reasons), said
+    assert not (tmp_path / "out").exists()
+
+
+def test_forms_of_the_command(done: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["merge", str(done)]) == 2
+    assert cli.main(["merge", "a", "b", "--adapters", str(done)]) == 2
+    assert cli.main(["merge", "--adapters", str(done), str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert "OUT is missing" in said and "one folder more, for the result: a or b?" in said
+    assert "--adapters DIR[=WEIGHT] DIR[=WEIGHT] ... --how concat|linear OUT" in said

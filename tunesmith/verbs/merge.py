@@ -142,9 +142,8 @@ def combine_run(adapters: list[str], how: str, out: Path, model: str | None = No
     files = _weighted(adapters)
     combined = compose.HOW[how](files)
     if model is None and (others := compose.other_bases(files)):
-        raise UserError(
-            "adapters of one base can be combined:", *[f"  {each}" for each in others], "--model M says that M is the base of all"
-        )
+        cure = "  where only the names differ, --model M says that M is the base of all"
+        raise UserError("only adapters of one base can be combined:", *[f"  {each}" for each in others], cure)
     source = model or combined.base
     if not source:
         raise UserError(f"{files[0][0].folder} does not name its base; give it with --model")
