@@ -160,7 +160,11 @@ def init(tuning: Tuning, start: Start, settings: Settings | PTuningV2) -> None:
     if settings.init == "random":
         return
     modules: dict[str, Any] = tuning.adapter
-    ids_P = text_ids(start.tokenizer, settings.text or start.task or TEXT, settings.tokens)
+    if start.tokenizer is None:  # nothing can be read: tokens drawn from the vocabulary
+        rows = start.model.get_input_embeddings().weight.shape[0]
+        ids_P = torch.randint(rows, (settings.tokens,), generator=torch.Generator().manual_seed(start.seed)).tolist()
+    else:
+        ids_P = text_ids(start.tokenizer, settings.text or start.task or TEXT, settings.tokens)
     for module, values in zip(modules.values(), activations(start.model, ids_P, [m.layer for m in modules.values()]), strict=True):
         if module.start is None:
             module.table.copy_(values)
@@ -180,10 +184,13 @@ def _inputs(tuning: Tuning, name: str) -> int:
 
 
 def text_ids(tokenizer: Any, text: str, tokens: int) -> list[int]:
-    """The text as so many tokens, repeated or cut; what the tokenizer puts in front of every text stands in front once."""
+    """The text as so many tokens, repeated or cut; what the tokenizer puts in front of every text stands in front once.
+
+    Raises UserError where the text has none.
+    """
     body = list(tokenizer(text, add_special_tokens=False)["input_ids"])
     if not body:
-        raise UserError(f"method.text: {text!r} has no tokens to begin the prefix from")
+        raise UserError(f"method.text is {text!r}, which has no tokens; write a sentence about the task, or leave it out")
     whole = list(tokenizer(text)["input_ids"])
     head = next((whole[:at] for at in range(len(whole)) if whole[at : at + len(body)] == body), [])
     return (head + body * -(-tokens // len(body)))[:tokens]

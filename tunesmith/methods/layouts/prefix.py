@@ -53,7 +53,9 @@ def read(folder: Path, config: dict[str, Any], weights: dict[str, Tensor]) -> Ad
     elif table.shape[0] != config.get("num_virtual_tokens", table.shape[0]):
         problems.append(f"{folder / CONFIG}: num_virtual_tokens={config['num_virtual_tokens']}, but the table has {table.shape[0]} rows")
     if config.get("num_transformer_submodules") not in (None, 1):
-        problems.append(f"{folder / CONFIG}: num_transformer_submodules={config['num_transformer_submodules']} is not served, only decoders are")
+        problems.append(
+            f"{folder / CONFIG}: num_transformer_submodules={config['num_transformer_submodules']} is not served, only decoders are"
+        )
     if problems or table is None:
         raise UserError(*problems)
     facts = {"layers": config.get("num_layers"), "heads": config.get("num_attention_heads"), "width": config.get("token_dim")}
