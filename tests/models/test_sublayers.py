@@ -105,18 +105,21 @@ def made(configuration: str, **settings: Any) -> Any:
     return model
 
 
+_MLP: dict[str, Any] = {"intermediate_size": 48}
+_GROUPED: dict[str, Any] = _MLP | {"num_key_value_heads": 2, "pad_token_id": 0}
+# case -> configuration, what it is told, whether attention and MLP stand beside each other
 TWO_SHAPES: dict[str, tuple[str, dict[str, Any], bool]] = {
     "falcon, one after the other": ("FalconConfig", {"parallel_attn": False}, False),
     "falcon 40b": ("FalconConfig", {"new_decoder_architecture": True, "num_kv_heads": 2}, True),
-    "gpt_neox, one after the other": ("GPTNeoXConfig", {"intermediate_size": 48, "use_parallel_residual": False}, False),
-    "stablelm": ("StableLmConfig", {"intermediate_size": 48, "num_key_value_heads": 2}, False),
-    "stablelm, beside each other": ("StableLmConfig", {"intermediate_size": 48, "num_key_value_heads": 2, "use_parallel_residual": True}, True),
-    "cohere2": ("Cohere2Config", {"intermediate_size": 48, "num_key_value_heads": 2, "pad_token_id": 0}, True),
-    "olmo": ("OlmoConfig", {"intermediate_size": 48, "pad_token_id": 0}, False),
-    "glm": ("GlmConfig", {"intermediate_size": 48, "num_key_value_heads": 2, "head_dim": 8, "pad_token_id": 0}, False),
-    "nemotron": ("NemotronConfig", {"intermediate_size": 48, "num_key_value_heads": 2, "pad_token_id": 0}, False),
-    "arcee": ("ArceeConfig", {"intermediate_size": 48, "num_key_value_heads": 2, "pad_token_id": 0}, False),
-}  # fmt: skip
+    "gpt_neox, one after the other": ("GPTNeoXConfig", _MLP | {"use_parallel_residual": False}, False),
+    "stablelm": ("StableLmConfig", _GROUPED, False),
+    "stablelm, beside each other": ("StableLmConfig", _GROUPED | {"use_parallel_residual": True}, True),
+    "cohere2": ("Cohere2Config", _GROUPED, True),
+    "olmo": ("OlmoConfig", _GROUPED, False),
+    "glm": ("GlmConfig", _GROUPED | {"head_dim": 8}, False),
+    "nemotron": ("NemotronConfig", _GROUPED, False),
+    "arcee": ("ArceeConfig", _GROUPED, False),
+}
 
 
 @pytest.mark.parametrize("case", TWO_SHAPES)
