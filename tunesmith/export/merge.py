@@ -38,6 +38,7 @@ def fold(source: Path, target: Path, modules: dict[str, Any], transposed: Callab
     `transposed(path)` says where the checkpoint keeps [in, out]; `prefix` is the base model's prefix, which a checkpoint may
     lack. Raises UserError with every path that has no matrix in the checkpoint; `target` is then not written.
     """
+    modules = {path: module for path, module in modules.items() if not hasattr(module, "follows")}  # a tied head is folded elsewhere
     names = tensor_files(source)
     files = sorted(set(names.values()))
     found = {key: path for path in modules if (key := name_in(names, path, prefix)) is not None}

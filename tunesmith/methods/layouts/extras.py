@@ -31,7 +31,9 @@ def write(model: Any, modules: dict[str, Any]) -> tuple[dict[str, Any], dict[str
     tensors = {f"{PREFIX}{path}{_ROWS}": modules[path].values for path in rows}
     for path in copies:
         tensors |= {f"{PREFIX}{path}.{name}": tensor for name, tensor in modules[path].named_parameters()}
-        tensors |= {f"{PREFIX}{head}.weight": modules[path].weight for head, source in followers.items() if source == path}
+        for head, source in followers.items():
+            if source == path:  # peft wants both; safetensors takes no tensor twice
+                tensors[f"{PREFIX}{head}.weight"] = modules[path].weight.detach().clone()
     return config, tensors
 
 
@@ -66,6 +68,9 @@ def read(config: dict[str, Any], weights: dict[str, Tensor]) -> tuple[dict[str, 
             copies.setdefault(path, []).append(name)
             tensors[inner] = tensor
             keys.add(key)
+    if config.get("ensure_weight_tying"):  # the other end of a tied model is in the file although no setting names it
+        ends = [tensors[f"{path}.weight"] for path, names in copies.items() if "weight" in names]
+        keys |= {key for key, tensor in weights.items() if key not in keys and any(torch.equal(tensor, end) for end in ends)}
     if indices and not tokens and not problems:
         problems.append(f"trainable_token_indices={indices}, but there are no rows for them")
     for name in saved:
