@@ -22,7 +22,7 @@ from tunesmith import hardware
 from tunesmith.errors import UserError
 from tunesmith.models import front, slots
 
-BATCH_TOKENS = 16384  # prompt tokens of a batch, padding included: bounds the prefill's memory
+BATCH_TOKENS = 16384  # tokens of a batch's prompts, padding and what stands in front included: bounds the prefill's memory
 OURS = "tunesmith"  # name of our attention for packed rows; it knows no cache
 
 
@@ -72,14 +72,15 @@ def generate(
     `on_progress` gets (prompts done, all prompts) after each batch. Raises UserError for prompts that leave the model
     no room to answer.
     """
-    limit = _positions(model)
+    limit = positions(model)
     if slots.prefix(model) and front.is_windowed(model):
         batch_size = 1  # padding would push the prefix out of the window
     if long := [f"prompt {i + 1} has {len(p)} tokens" for i, p in enumerate(prompts) if limit and len(p) >= limit]:
         raise UserError(*long, f"this model takes {limit} tokens, answer included: shorten these prompts or leave them out")
     results: dict[int, Generated] = {}
     with serving(model):
-        for rows in batches([len(prompt) for prompt in prompts], batch_size):
+        in_front = slots.first_position(model) + len(slots.virtual_ids(model))
+        for rows in batches([in_front + len(prompt) for prompt in prompts], batch_size):
             new_BT = _continue(model, [prompts[row] for row in rows], stop_ids, sampling, rows)
             for row, new in zip(rows, new_BT, strict=True):
                 results[row] = cut(new, stop_ids)
@@ -90,7 +91,7 @@ def generate(
 
 def stream(model: Any, prompt: Sequence[int], stop_ids: Collection[int], sampling: Sampling) -> Generator[int, None, None]:
     """The answer's tokens as they come, without the stop token. Closing the iterator stops the model."""
-    limit = _positions(model)
+    limit = positions(model)
     if limit and len(prompt) >= limit:
         raise UserError(f"the conversation has {len(prompt)} tokens, this model takes {limit}: begin a new one")
     arrived: queue.SimpleQueue[int | BaseException | None] = queue.SimpleQueue()
@@ -222,7 +223,7 @@ def _continue(
     for row, prompt in enumerate(prompts):
         ids_BT[row, longest - len(prompt) :] = torch.tensor(prompt)
         mask_BT[row, longest - len(prompt) :] = 1
-    limit = _positions(model)
+    limit = positions(model)
     settings = GenerationConfig(
         max_new_tokens=min(sampling.max_new_tokens, limit - asked) if limit else sampling.max_new_tokens,
         do_sample=False,  # draws are made in `_drawing`, which turns them into a maximum
@@ -267,7 +268,7 @@ def _when(closed: threading.Event) -> Callable[..., torch.Tensor]:
     return lambda ids_BT, scores, **_: torch.full((ids_BT.shape[0],), closed.is_set(), dtype=torch.bool, device=ids_BT.device)
 
 
-def _positions(model: Any) -> int | None:
+def positions(model: Any) -> int | None:
     """The longest document that the model takes, what stands in front of it left out."""
     limit: int | None = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
     return None if limit is None else limit - slots.first_position(model) - len(slots.virtual_ids(model))

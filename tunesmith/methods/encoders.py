@@ -37,7 +37,7 @@ class LSTM(nn.Module):
     """Each place with its neighbours in sight."""
 
     kind = "LSTM"
-    natural_size = 0.011
+    natural_size = 0.01
 
     def __init__(self, tokens: int, width: int, hidden: int):
         super().__init__()
@@ -65,20 +65,22 @@ def build(name: str, tokens: int, width: int, hidden: int, device: Any = None) -
 
 @torch.no_grad()
 def begin(encoder: MLP | LSTM, seed: int, path: str, size: float) -> None:
-    """First values as torch draws them for such layers, and a last layer that makes vectors of root mean square `size`.
+    """Matrices as torch draws them for such layers, and a last one that makes vectors of root mean square `size`.
 
-    Each tensor has a stream of numbers of its own, by `path` and its name.
+    Biases are zero: they are the same for all places, and an LSTM's virtual tokens would begin nearly alike. Each tensor has a
+    stream of numbers of its own, by `path` and its name.
     """
     for name, parameter in encoder.named_parameters():
         generator = torch.Generator().manual_seed(seed * 1_000_003 + zlib.crc32(f"{path}.{name}".encode()))
         if name == "embedding":
             values = torch.randn(parameter.shape, generator=generator)
+        elif "bias" in name:
+            values = torch.zeros(parameter.shape)
         else:
             bound = _inputs(encoder, name) ** -0.5
             values = torch.empty(parameter.shape).uniform_(-bound, bound, generator=generator)
         parameter.copy_(values)
     last: Any = encoder.mlp[-1]
-    last.bias.zero_()  # one vector for all places: with it an LSTM's virtual tokens would begin nearly alike
     last.weight.mul_(size / encoder().square().mean().sqrt())
 
 

@@ -94,11 +94,16 @@ def init(tuning: Tuning, start: Start, settings: Settings) -> None:
 
 
 def text_ids(tokenizer: Any, text: str, count: int) -> list[int]:
-    """The text's tokens, repeated or cut to their number. Raises UserError where it has none."""
-    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-    if not ids:
+    """So many tokens: what the tokenizer puts in front of every text once, then the text, repeated or cut.
+
+    Raises UserError for a text without tokens.
+    """
+    body: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    if not body:
         raise UserError(f"method.text is {text!r}, which has no tokens; write a sentence about the task, or leave it out")
-    return [ids[i % len(ids)] for i in range(count)]
+    whole: list[int] = tokenizer(text)["input_ids"]
+    begin = next((whole[:at] for at in range(len(whole)) if whole[at : at + len(body)] == body), [])
+    return (begin + body * count)[:count]
 
 
 def ordinary_ids(tokenizer: Any, rows: int) -> list[int]:
