@@ -74,7 +74,15 @@ def to_sample(values: dict[str, Any], origin: str) -> Sample:
     found = sorted({(span.start, span.end + more, span.kind) for span in spans})
     answer = by_type((kind, text[start:end]) for start, end, kind in found)
     messages = ({"role": "user", "content": question(values, text)}, {"role": "assistant", "content": answer})
-    return Sample(origin, messages, source=text, entities=tuple(found))
+    return Sample(origin, messages, source=text, entities=tuple(_without_blanks(text, *span) for span in found))
+
+
+def _without_blanks(text: str, start: int, end: int, kind: str) -> tuple[int, int, str]:
+    """A span without the blanks that slipped in at its ends; one of blanks alone stays as it is."""
+    marked = text[start:end]
+    if not marked.strip():
+        return start, end, kind
+    return start + len(marked) - len(marked.lstrip()), end - len(marked) + len(marked.rstrip()), kind
 
 
 def _texts(columns: Iterable[str]) -> list[str]:

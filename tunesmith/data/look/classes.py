@@ -27,18 +27,17 @@ class Found:
 
 def labels_of(samples: Iterable[Sample]) -> Found:
     """The labels of texts. Raises UserError where there are none, only one, or answers that are none."""
-    counts, rows, named, reason = Counter[str](), 0, 0, ""
-    for sample in samples:
+    counts, named, reason = Counter[str](), 0, ""
+    for rows, sample in enumerate(samples, start=1):
         try:
             counts[label_of(sample)] += 1
         except RowError as error:  # whoever renders the row refuses it, or leaves it out
             reason = reason or f"{sample.origin}: {error}"
-        rows += 1
         named += sample.label is not None
         if not named and len(counts) > MOST and len(counts) > rows / 2:
             raise UserError(
                 f"task.name=classify: the answers are no labels, {len(counts):,} different ones in the first {rows:,} rows",
-                "task.name=generate learns answers as they are; if these are labels, give them a column: data.columns={text: ..., label: ...}",
+                "task.name=generate learns answers as they are; labels have a column of their own: data.columns={text: ..., label: ...}",
             )
     if len(counts) < 2:
         only = f"every row has the label {next(iter(counts))!r}: there is nothing to tell apart" if counts else "no row has a label"

@@ -83,6 +83,7 @@ class Labelled:
     def __init__(self, renderer: Renderer, task: Task, labels: Sequence[str], input: Input = "text"):
         self.renderer, self.task, self.labels, self.input = renderer, task, tuple(labels), input
         self._ids = {label: number for number, label in enumerate(self.labels)}
+        self._names = dict.fromkeys(labels if task == "classify" else bio.types_in(labels))
         self.tokenizer, self.encoder, self.bos = renderer.tokenizer, renderer.encoder, renderer.bos
 
     # --- what others ask of any renderer ---
@@ -236,22 +237,23 @@ class Labelled:
     def _labelled(self, sample: Sample, fed: Fed) -> LabelledDocument:
         if self.task == "classify":
             label = label_of(sample)
-            return LabelledDocument(fed, (self._id(label),), label)
+            self._known(label, "label")
+            return LabelledDocument(fed, (self._ids[label],), label)
         if sample.entities is None:
             raise RowError(UNMARKED)
+        for _, _, kind in sample.entities:
+            self._known(kind, "type")
         tags, told = bio.tags_of(fed.words, sample.entities)
         self.notes.update(told)
-        return LabelledDocument(fed, tuple(map(self._id, tags)), tuple(sample.entities))
+        return LabelledDocument(fed, tuple(self._ids[tag] for tag in tags), tuple(sample.entities))
 
-    def _id(self, label: str) -> int:
-        if label in self._ids:
-            return self._ids[label]
-        near = difflib.get_close_matches(label, self.labels, n=1)
-        named = ", ".join(map(repr, self.labels[:LISTED])) + (", ..." if len(self.labels) > LISTED else "")
-        raise RowError(
-            f"label {label!r} is none of the {len(self.labels)} that the head has ({named})"
-            + (f"; did you mean {near[0]!r}?" if near else "; mend it, or name all labels in task.labels")
-        )
+    def _known(self, label: str, what: str) -> None:
+        """Raises RowError for a label that the head does not have."""
+        if label not in self._names:
+            near, names = difflib.get_close_matches(label, self._names, n=1), list(map(repr, self._names))
+            named = ", ".join(names[:LISTED]) + (", ..." if len(names) > LISTED else "")
+            hint = f"did you mean {near[0]!r}?" if near else f"mend it, or name every {what} in task.labels"
+            raise RowError(f"{what} {label!r} is none of the {len(names)} that are learned ({named}); {hint}")
 
 
 @dataclass(frozen=True, slots=True)
