@@ -13,15 +13,20 @@ from tunesmith.errors import UserError
 from tunesmith.methods import method
 from tunesmith.methods.method import METHODS
 from tunesmith.methods.settings import SETTINGS
+from tunesmith.methods.tuning import Start
 from tunesmith.models import load as loading
 from tunesmith.models import slots
 from tunesmith.models.load import Base
+from tunesmith.models.matrix import matrix
 from tunesmith.models.proof import Proof
 from tunesmith.step.forward import Forward, prepare
 from tunesmith.step.optim import Optimizer
 
 BASES = {"fp32": (torch.float32, False), "bf16": (torch.bfloat16, False), "nf4": (torch.float32, True)}
-RATE = {"full": 2e-3, "freeze": 4e-3, "lora": 1e-2}
+RATE = {
+    "full": 2e-3, "freeze": 4e-3, "lora": 1e-2, "dora": 1e-2, "pissa": 1e-2, "prompt": 1e-1, "ptuning": 1e-2, "prefix": 1e-2,
+    "ptuning_v2": 1e-1, "adapter": 1e-2,
+}  # fmt: skip
 
 methods = pytest.mark.parametrize("name", METHODS)
 SERVED = [(name, base) for name in METHODS for base, (_, quantized) in BASES.items() if METHODS[name].NF4 or not quantized]
@@ -49,7 +54,12 @@ def begun(name: str, folder: Path, base: str) -> tuple[Any, Any]:
     """Base and tuning, in place, with first values."""
     made = loaded(folder, base)
     tuning = method.build(made.model, SETTINGS[name](), quantized=made.quantized)
-    METHODS[name].init(tuning, seed=0)
+
+    def dense(path: str) -> torch.Tensor:
+        return matrix(folder, path, made.model)
+
+    method.begin(tuning, Start(made.model, None, 0, dense), SETTINGS[name]())
+    method.settle(made.model, tuning, dense)
     method.place(made.model, tuning)
     return made, tuning
 
@@ -78,7 +88,7 @@ def setup(name: str, folder: Path, base: str) -> tuple[Any, Any, Forward, Optimi
     made, tuning = begun(name, folder, base)
     forward = prepare(made.model, Proof(True, True, ()), made.own_attention)
     optimizer = Optimizer(tuning.parameters, "adamw", weight_decay=0.01, ratios=tuning.learning_rate_ratios)
-    return made, tuning, forward, optimizer, Plan(some_documents([9, 14, 6, 11]), 64, 64, 0)
+    return made, tuning, forward, optimizer, Plan(some_documents([9, 14, 6, 11]), 64, 64, 0, virtual_ids=slots.virtual_ids(made.model))
 
 
 @methods
@@ -86,7 +96,7 @@ def test_a_methods_file_has_what_the_shelf_needs(name):
     module = METHODS[name]
     assert module.__name__.rpartition(".")[2] == name and len(inspect.getdoc(module) or "") > 100
     assert list(inspect.signature(module.build).parameters) == ["model", "settings", "device"]
-    assert list(inspect.signature(module.init).parameters) == ["tuning", "seed"]
+    assert list(inspect.signature(module.init).parameters) == ["tuning", "start", "settings"]
     assert isinstance(module.NF4, bool) and 0 < module.LEARNING_RATE < 1
     assert SETTINGS[name]().name == name
 
@@ -144,10 +154,10 @@ def test_state_and_restore_are_the_same_to_the_bit(name, base, folder):
 @methods
 def test_misfits_are_listed_all_at_once(name, folder):
     _, tuning = begun(name, folder, "fp32")
-    tensors = {key: torch.zeros(7, 7, 7) for key in tuning.parameters} | {"made up": torch.zeros(1)}
+    tensors = {key: torch.zeros(7, 7, 7) for key in method.state(tuning)} | {"made up": torch.zeros(1)}
     tensors.pop(next(iter(tensors)))
     found = method.misfits(tuning, tensors)
-    assert len(found) == len(tuning.parameters) + 1
+    assert len(found) == len(method.state(tuning)) + 1
     with pytest.raises(UserError, match="a file does not fit this model"):
         method.restore(tuning, tensors, "a file")
 
