@@ -8,8 +8,9 @@ import torch
 
 from tunesmith.models import prefix_attention
 from tunesmith.models.attention import packed_attention
-from tunesmith.models.prefix_attention import Prefix, behind_prefix
+from tunesmith.models.prefix_attention import Prefix
 
+behind_prefix: Any = prefix_attention.behind_prefix
 STARTS = (0, 9, 10, 14, 28)
 PREFIX = 5
 
@@ -25,9 +26,9 @@ def leaves(heads: int = 4, kept: int = 2, size: int = 8, dtype: torch.dtype = to
     return [drawn(heads, tokens), drawn(kept, tokens), drawn(kept, tokens), drawn(kept, prefix), drawn(kept, prefix)]
 
 
-def plain(q, k, v, prefix_k, prefix_v, starts, scale, window=None, softcap=None, sinks=None):
+def plain(given, starts, scale, window=None, softcap=None, sinks=None):
     """The definition in fp64, document by document, with a whole matrix of scores."""
-    q, k, v, prefix_k, prefix_v = (tensor.double() for tensor in (q, k, v, prefix_k, prefix_v))
+    q, k, v, prefix_k, prefix_v = (tensor.double() for tensor in given)
     groups, front, outs = q.shape[0] // k.shape[0], prefix_k.shape[1], []
     for begin, end in pairwise(starts):
         keys = torch.cat([prefix_k, k[:, begin:end]], 1).repeat_interleave(groups, 0)
@@ -46,7 +47,7 @@ def plain(q, k, v, prefix_k, prefix_v, starts, scale, window=None, softcap=None,
 def compare(given: list[Any], tolerance: float, starts=STARTS, **arguments: Any) -> None:
     names = {"sinks_H": "sinks"}
     ours = behind_prefix(*given, starts, 0.3, **arguments)
-    theirs = plain(*given, starts, 0.3, **{names.get(name, name): value for name, value in arguments.items()})
+    theirs = plain(given, starts, 0.3, **{names.get(name, name): value for name, value in arguments.items()})
     direction = torch.randn(theirs.shape, generator=torch.Generator().manual_seed(1))
     torch.testing.assert_close(ours.double(), theirs, rtol=tolerance, atol=tolerance)
     found, wanted = torch.autograd.grad(ours, given, direction.to(ours)), torch.autograd.grad(theirs, given, direction.double())

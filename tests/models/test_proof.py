@@ -17,21 +17,21 @@ PACKED = [
 OWN_ATTENTION = ["falcon", "bloom", "mpt", "gptj", "lfm2", "mamba", "llama4"]
 
 
-def proved(name, cls=None):
+def proved(name, cls=None, prefix=False):
     cls = cls or model_class(name)
-    return prove(CONFIGS[name](), cls, "sdpa" if cls._supports_sdpa else "eager")
+    return prove(CONFIGS[name](), cls, "sdpa" if cls._supports_sdpa else "eager", prefix)
 
 
 @pytest.mark.parametrize("name", PACKED)
-def test_families_that_may_be_packed(name):
-    found = proved(name)
-    assert (found.own_head, found.packed, found.failures) == (True, True, ())
+def test_families_that_may_be_packed_and_may_stand_behind_a_prefix(name):
+    found = proved(name, prefix=True)
+    assert (found.own_head, found.packed, found.behind_prefix, found.failures) == (True, True, True, ())
 
 
 @pytest.mark.parametrize("name", OWN_ATTENTION)
 def test_families_that_may_not(name):
-    found = proved(name)
-    assert (found.own_head, found.packed) == (True, False)
+    found = proved(name, prefix=True)
+    assert (found.own_head, found.packed, found.behind_prefix) == (True, False, False)
     assert len(found.failures) == 1 and found.failures[0].startswith("not so for this architecture: ")
 
 
@@ -105,6 +105,16 @@ def test_an_attention_that_loses_its_mask_is_caught(monkeypatch):
     found = proved("llama")
     assert found.own_head and not found.packed
     assert "our attention gives what the class's own attention gives" in found.failures[0]
+
+
+def test_a_prefix_that_is_not_attended_to_as_the_class_does_is_caught(monkeypatch):
+    """Tokens that stand at positions from 0 on, as if there were no prefix, are wrong only behind one."""
+    monkeypatch.setattr("tunesmith.models.front.slots.first_position", lambda model: 0)
+    assert proved("llama").behind_prefix
+    found = proved("llama", prefix=True)
+    assert (found.own_head, found.packed, found.behind_prefix) == (True, True, False)
+    assert len(found.failures) == 1 and found.failures[0].endswith("a prefix cannot be trained or used here")
+    assert "our attention behind a prefix gives what the class gives (relative difference" in found.failures[0]
 
 
 def test_what_leaks_is_caught_by_our_head_or_by_packing():

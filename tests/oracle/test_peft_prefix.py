@@ -79,7 +79,7 @@ def packed(model: Any) -> torch.Tensor:
 def test_our_folders_load_in_peft_and_agree(family, encoder, tmp_path):
     model, tuning = ours(family, encoder=encoder)
     layout.write(tmp_path, model, tuning, "made/up")
-    theirs = PeftModel.from_pretrained(tiny(family), tmp_path)
+    theirs: Any = PeftModel.from_pretrained(tiny(family), tmp_path)
     expected = theirs(input_ids=IDS_BT).logits
     assert relative(front.logits(model, IDS_BT), expected) < 1e-5
     assert relative(packed(model), expected) < 1e-5
@@ -91,7 +91,7 @@ def test_gradients_agree(family, tmp_path):
     """Ours of a packed row, theirs of a batch of documents behind copies of the prefix."""
     model, tuning = ours(family, name="ptuning_v2")
     layout.write(tmp_path, model, tuning, "made/up")
-    theirs = PeftModel.from_pretrained(tiny(family), tmp_path)  # it refuses to go on training a loaded prefix
+    theirs: Any = PeftModel.from_pretrained(tiny(family), tmp_path)  # it refuses to go on training a loaded prefix
     theirs.prompt_encoder["default"].requires_grad_(True)
     loss(packed(model)).backward()
     loss(theirs(input_ids=IDS_BT).logits).backward()
@@ -110,8 +110,9 @@ def test_an_mlps_gradients_agree(family, tmp_path):
         task_type="CAUSAL_LM", num_virtual_tokens=TOKENS, prefix_projection=True, encoder_hidden_size=64, token_dim=said["token_dim"],
         num_attention_heads=said["num_attention_heads"], num_layers=said["num_layers"],
     )  # fmt: skip
-    theirs = get_peft_model(tiny(family), config)
-    encoder, modules = theirs.prompt_encoder["default"], list(tuning.adapter.values())
+    theirs: Any = get_peft_model(tiny(family), config)
+    encoder: Any = theirs.prompt_encoder["default"]
+    modules = list(tuning.adapter.values())
     if encoder.embedding.weight.shape[1] != 64:  # its vectors are as wide as the keys
         encoder.embedding = torch.nn.Embedding(TOKENS, 64)
         encoder.transform[0] = torch.nn.Linear(64, 64)
@@ -137,10 +138,8 @@ def test_an_mlps_gradients_agree(family, tmp_path):
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3", "mistral", "phi", "phi3", "gpt2"])
 @torch.no_grad()
 def test_folders_made_by_peft_load_here_and_agree(family, projection, tmp_path):
-    config = PrefixTuningConfig(
-        task_type="CAUSAL_LM", num_virtual_tokens=TOKENS, prefix_projection=projection, encoder_hidden_size=24 if projection else None
-    )
-    theirs = get_peft_model(tiny(family), config).eval()
+    config = PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=TOKENS, prefix_projection=projection, encoder_hidden_size=24)
+    theirs: Any = get_peft_model(tiny(family), config).eval()
     theirs.save_pretrained(tmp_path)
     model = tiny(family)
     tuning = layout.fit(layout.read(tmp_path), model)
@@ -169,13 +168,13 @@ def test_heads_that_are_not_hidden_size_over_heads(tmp_path):
         assert relative(found, expected) < 1e-5
         slots.lift(base, tuning.adapter)
         base.set_attn_implementation("sdpa")
-        theirs = PeftModel.from_pretrained(base, tmp_path)
+        theirs: Any = PeftModel.from_pretrained(base, tmp_path)
         assert relative(theirs(input_ids=IDS_BT).logits, expected) < 1e-5
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gpt2"])
 def test_the_first_values_are_those_of_peft_for_a_text(family):
-    theirs = get_peft_model(tiny(family), PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=TOKENS))
+    theirs: Any = get_peft_model(tiny(family), PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=TOKENS))
     expected = initialize_kv_prefix_from_text(theirs, Words(), text="5 6 7 8 9 10", use_chat_template=False)
     _, tuning = ours(family, name="ptuning_v2", init="activations", text="5 6 7 8 9 10")
     found = torch.cat([module.table for module in tuning.adapter.values()], dim=1)
@@ -186,7 +185,7 @@ def test_the_first_values_are_those_of_peft_for_a_text(family):
 def test_answers_agree(family, tmp_path):
     model, tuning = ours(family)
     layout.write(tmp_path, model, tuning, "made/up")
-    theirs = PeftModel.from_pretrained(tiny(family), tmp_path).eval()
+    theirs: Any = PeftModel.from_pretrained(tiny(family), tmp_path).eval()
     prompt = some_ids(7, seed=5)
     expected = theirs.generate(input_ids=prompt[None], attention_mask=torch.ones(1, 7, dtype=torch.long), max_new_tokens=8, do_sample=False)
     answers = generate(model, [prompt.tolist()], [2], Sampling(max_new_tokens=8))

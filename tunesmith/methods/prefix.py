@@ -199,7 +199,7 @@ def text_ids(tokenizer: Any, text: str, tokens: int) -> list[int]:
 @torch.no_grad()
 def activations(model: Any, ids_P: list[int], layers: list[int]) -> list[Tensor]:
     """What the model itself keeps for these tokens, at positions from 0 on: [P, 2·K·E] in fp32 for each layer asked for."""
-    cache = DynamicCache()  # not told of the model's windows: it keeps every position
+    cache: Any = DynamicCache()  # not told of the model's windows: it keeps every position
     decoder_of(model)(input_ids=torch.tensor([ids_P], device=model.device), past_key_values=cache, use_cache=True)
     kept = [torch.stack([cache.layers[layer].keys[0], cache.layers[layer].values[0]]) for layer in layers]
     return [each_2KPE.float().permute(2, 0, 1, 3).flatten(1) for each_2KPE in kept]
