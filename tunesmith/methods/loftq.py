@@ -30,6 +30,7 @@ def build(model: Any, settings: Settings, device: Any = None) -> Tuning:
     pissa.check_rank(settings.rank, tuning.adapter)
     tuning.notes += pissa.served_notes(settings.rank)
     tuning.fixed, tuning.layout = pissa.fixed(tuning.adapter), "pissa"
+    tuning.about["pissa"] = {"begins_with": "rounding"}
     return tuning
 
 
