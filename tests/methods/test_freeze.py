@@ -49,9 +49,69 @@ def test_the_final_norm_is_found_in_every_family(name, head):
     assert found == head & set(dict(tiny(name).named_parameters()))
 
 
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_first_blocks(name):
+    model = tiny(name)
+    first = slots.blocks(model)[0][0] + "."
+    assert names(name, layers=1, end="first") == [key for key, _ in model.named_parameters() if key.startswith(first)]
+
+
+def test_the_first_blocks_with_embeddings_and_head():
+    found = names("llama", layers=1, end="first", embeddings=True, head=True)
+    assert not any(name.startswith("model.layers.1.") for name in found)
+    assert set(found) - set(names("llama", layers=1, end="first")) == {"model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"}
+
+
+def test_a_pattern_is_matched_against_whole_names():
+    norms = names("llama", pattern=r".*norm.*")
+    assert norms == [key for key, _ in tiny("llama").named_parameters() if "norm" in key] and len(norms) == 5
+    assert names("llama", pattern=r"model\.layers\.1\.mlp\..*") == [
+        f"model.layers.1.mlp.{name}_proj.weight" for name in ("gate", "up", "down")
+    ]
+    assert names("llama", pattern=r"lm_head\.weight|model\.norm\.weight") == ["model.norm.weight", "lm_head.weight"]
+
+
+def test_a_pattern_stands_in_place_of_layers_and_beside_the_rest():
+    found = names("llama", pattern=r".*q_proj\.weight", layers=99, embeddings=True, head=True)
+    queries = {f"model.layers.{block}.self_attn.q_proj.weight" for block in range(2)}
+    assert set(found) == queries | {"model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"}
+
+
+def test_a_tied_head_goes_by_both_of_its_names():
+    assert names("llama_tied", pattern=r"lm_head\.weight") == ["model.embed_tokens.weight"]
+
+
+def test_expert_stacks_and_routers_by_pattern():
+    found = names("mixtral", pattern=r".*\.gate\.weight")
+    assert found == ["model.layers.0.mlp.gate.weight", "model.layers.1.mlp.gate.weight"]
+
+
+def test_a_pattern_without_a_match_names_the_nearest():
+    with pytest.raises(LookupError) as caught:
+        names("llama", pattern=r"q_proj")
+    text = str(caught.value)
+    assert "matches no tensor's whole name; near it: model.layers.0.self_attn.q_proj.weight" in text and "(.*)" in text
+    assert "model.layers.1" not in text, "one layer of a kind is enough"
+    with pytest.raises(LookupError) as caught:
+        names("llama", pattern=r"model\.layers\.\d+\.self_attn\.o_prj\.weight")
+    assert "near it: model.layers.0.self_attn.o_proj.weight" in str(caught.value) and "(.*)" not in str(caught.value)
+    with pytest.raises(LookupError, match=r"method\.pattern='\(' is no regular expression: missing \)"):
+        names("llama", pattern="(")
+
+
 def test_more_layers_than_there_are():
     with pytest.raises(LookupError, match=r"method\.layers=3, but the model has 2 blocks"):
         names("llama", layers=3)
+
+
+def test_gradients_reach_the_first_blocks_through_the_others():
+    model = tiny("llama")
+    tuning = freeze.build(model, Freeze(layers=1, end="first"))
+    for parameter in tuning.parameters.values():
+        parameter.requires_grad_(True)
+    model(some_ids(6)[None]).logits.square().sum().backward()
+    assert all(parameter.grad is not None and parameter.grad.abs().max() > 0 for parameter in tuning.parameters.values())
+    assert model.model.layers[1].mlp.up_proj.weight.grad is None
 
 
 def test_nothing_is_computed_backwards_below_the_first_trained_block():
