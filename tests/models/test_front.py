@@ -9,6 +9,7 @@ import torch
 from tests.in_front import place_copies, place_kept
 from tests.tiny_models import VOCABULARY, some_ids, tiny
 from tunesmith.models import front, slots
+from tunesmith.models.head import decoder_of
 
 FAMILIES = ["llama", "qwen3", "gemma2", "gemma3", "mistral", "phi", "phi3", "gpt2", "opt", "gpt_neox", "gpt_oss", "mixtral", "falcon"]
 families = pytest.mark.parametrize("family", FAMILIES)
@@ -58,6 +59,16 @@ def test_both_at_once(family):
     place_copies(model, FRONT[2:])
     with torch.no_grad():
         torch.testing.assert_close(front.logits(model, IDS_BT), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("place", [place_copies, place_kept])
+@pytest.mark.parametrize("family", ["llama", "gemma3", "mistral", "gpt2"])
+def test_hidden_states_are_those_behind_real_tokens(family, place):
+    model = tiny(family)
+    with torch.no_grad():
+        whole = decoder_of(model)(input_ids=torch.cat([FRONT.expand(2, -1), IDS_BT], dim=1), use_cache=False).last_hidden_state
+        place(model, FRONT)
+        torch.testing.assert_close(front.hidden(model, IDS_BT), whole[:, 5:], rtol=1e-4, atol=1e-4)
 
 
 def test_a_cache_holds_the_prefix_for_every_document_and_in_the_models_dtype():

@@ -252,3 +252,20 @@ def test_rows_left_out_while_reading_count_among_the_fates(tiny_llama: Path, tmp
     assert report["rows"] == 4 and report["kept"] == 2
     assert report["rows"] == report["kept"] + report["cut"] + report["split"] + len(report["dropped"])
     assert [row["origin"].rpartition(":")[2] for row in report["dropped"]] == ["2", "3"]
+
+
+@pytest.mark.parametrize("method", ["prompt", "prefix"])
+def test_documents_that_leave_no_place_for_what_stands_in_front_are_refused_before_the_weights_are_read(
+    method: str, tiny_llama: Path, tmp_path: Path
+) -> None:
+    """The tiny model takes 512 positions."""
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps({"prompt": "Spell it.", "completion": "a" * 440}) + "\n")
+    sections: dict[str, Any] = {"method": {"name": method, "tokens": 20}, "train": {"steps": 1}}
+    longest = decide(plain(tiny_llama, rows, **sections), {}, runs.quiet).documents.lengths_D.max()
+    rows.write_text(json.dumps({"prompt": "Spell it.", "completion": "a" * (440 + 512 - 20 - longest)}) + "\n")
+    decide(plain(tiny_llama, rows, **sections), {}, runs.quiet)
+    rows.write_text(json.dumps({"prompt": "Spell it.", "completion": "a" * (441 + 512 - 20 - longest)}) + "\n")
+    said = refusal(plain(tiny_llama, rows, **sections))
+    assert "up to 493 tokens, 20 stand in front" in said and "takes 512 positions" in said and "data.max_length=492" in said
+    assert decide(plain(tiny_llama, rows, train={"steps": 1}), {}, runs.quiet).steps == 1, "nothing stands in front"
