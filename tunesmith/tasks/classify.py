@@ -38,6 +38,11 @@ def classes(labels: Sequence[str]) -> list[str]:
     return list(labels)
 
 
+def labels_of(classes: Sequence[str]) -> list[str]:
+    """The labels whose `classes` these are."""
+    return list(classes)
+
+
 def render(renderer: Renderer, labels: Sequence[str], input: Input = "text") -> Labelled:
     """Texts, each with its label at the last token."""
     return Labelled(renderer, "classify", classes(labels), input)

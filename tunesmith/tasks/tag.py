@@ -35,6 +35,11 @@ def classes(labels: Sequence[str]) -> list[str]:
     return bio.labels_for(labels)
 
 
+def labels_of(classes: Sequence[str]) -> list[str]:
+    """The types whose `classes` these are."""
+    return [name.removeprefix("B-") for name in classes if name.startswith("B-")]
+
+
 def render(renderer: Renderer, labels: Sequence[str], input: Input = "text") -> Labelled:
     """Texts, each with a label at the last token of every word."""
     return Labelled(renderer, "tag", classes(labels), input)

@@ -36,7 +36,7 @@ class Corpus:
     key: str = ""  # of the chunks: data, settings and order
 
 
-def stream(run: Run, named: Named) -> tuple[bool, str]:
+def stream(run: Run, named: Named, labelled: bool = False) -> tuple[bool, str]:
     """Whether the run begins before all is tokenised, and why. Raises UserError where that is asked for and cannot be."""
     sources, _ = named
     hindrances = []
@@ -44,6 +44,8 @@ def stream(run: Run, named: Named) -> tuple[bool, str]:
         hindrances.append("a sample (PATH#N) is taken among all rows")
     if isinstance(run.data.evaluate, float):
         hindrances.append("a fraction held out (data.evaluate) is taken among all rows; name a file")
+    if labelled:
+        hindrances.append("the labels of a head are looked up in all rows")
     if run.data.stream is True:
         hindrances += ["how long an epoch is is not known: give train.steps"] if run.train.steps is None else []
         if hindrances:

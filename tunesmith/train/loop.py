@@ -32,6 +32,7 @@ from tunesmith.train import checkpoint, figures, folder, nonfinite, report, tens
 from tunesmith.train.checkpoint import Checkpoint, Clock, Progress, Stopwatch
 from tunesmith.train.corpora import Tell
 from tunesmith.train.setting import Setting, adapter_to_go_on_from, decide
+from tunesmith.train.task import sentence
 
 Stop = Callable[[], int]  # 0, or the exit code with which to stop after the step
 
@@ -117,7 +118,7 @@ def _steps(setting: Setting, out: Path, last: Checkpoint | None, stop: Stop, tel
         tuning = _tuning(run, base, setting, last.trained if last else {}, where)
         method.place(base.model, tuning)
         trusted = _proof(out, base)
-        forward = forwards.prepare(base.model, trusted, base.own_attention)
+        forward = forwards.prepare(base.model, trusted, base.own_attention, tuning.head)
         if run.train.recompute == "blocks":
             forwards.recompute_blocks(base.model)
         optimizer = Optimizer(
@@ -155,7 +156,8 @@ def _steps(setting: Setting, out: Path, last: Checkpoint | None, stop: Stop, tel
             learned = sum(len(row.targets_N) for row in rows)
             _seed(run.train.seed, step + 1)  # dropout is a function of seed and step, so that a resumed run repeats it
             tuning.train()
-            losses = [_learn(forward, optimizer, head, row, 1 / max(1, learned)) for row in rows]
+            weight = sum(forward.weight(row) for row in rows) or 1.0
+            losses = [_learn(forward, optimizer, head, row, 1 / weight) for row in rows]
             tuning.train(False)
             loss = torch.stack(losses).sum().item()
             norm = optimizer.clip(run.train.clip).item()
@@ -224,10 +226,14 @@ def _tuning(run: Run, base: Base, setting: Setting, kept: dict[str, torch.Tensor
         tuning = adapter_to_go_on_from(run, base.model, setting.device)
     else:
         tuning = method.build(base.model, run.method, quantized=base.quantized, device=setting.device)
+    brought = tuning.head
+    setting.asked.give_head(base.model, tuning, setting.documents, run.task.class_weights, setting.device)
     if kept:
         method.restore(tuning, kept, where)
     elif run.model.adapter is None:
-        method.begin(tuning, Start(base.model, base.tokenizer, run.train.seed, dense), run.method)
+        method.begin(tuning, Start(base.model, base.tokenizer, run.train.seed, dense, sentence(run.task)), run.method)
+    elif tuning.head is not None and brought is None:
+        tuning.head.begin(run.train.seed)
     method.settle(base.model, tuning, dense)
     return tuning
 

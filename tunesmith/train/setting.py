@@ -27,7 +27,9 @@ from tunesmith.methods.tuning import Tuning
 from tunesmith.models import load as loading
 from tunesmith.models.source import Located, locate
 from tunesmith.train import corpora, tensorboard
+from tunesmith.train import task as tasks
 from tunesmith.train.corpora import Corpus, Tell
+from tunesmith.train.task import Asked
 
 NF4_BYTES = 0.7  # bytes a parameter while loading, with embeddings that stay as they are
 REASONS = 3  # kinds of reasons shown for rows that are not learned from
@@ -43,7 +45,7 @@ class Setting:
     located: Located
     config: Any
     tokenizer: Any
-    renderer: Renderer
+    asked: Asked
     documents: Documents
     evaluation: Documents | None
     report: dict[str, Any]  # data.json
@@ -82,15 +84,21 @@ def decide(run: Run, origins: dict[str, str], tell: Tell = lambda sentence: None
     renderer = Renderer(tokenizer, thinking=run.data.thinking, date=auto.run.data.date, stop_ids=loading.stop_ids(located.folder, config))
     tell("reading and tokenising the data")
     named = corpora.training(auto.run)
-    auto.set("data.stream", "auto", *corpora.stream(auto.run, named))
-    corpus = (corpora.open_stream if auto.run.data.stream else corpora.read)(auto.run, named, renderer, tell)
+    asked = tasks.ask(auto.run, named[0], renderer, tuning, tell)
+    auto.set("data.stream", "auto", *corpora.stream(auto.run, named, labelled=bool(asked.task)))
+    corpus = (corpora.open_stream if auto.run.data.stream else corpora.read)(auto.run, named, asked.renderer, tell)
     kind = "text" if corpus.is_text else "generate"
     auto.set("task.name", "auto", kind, "the data")
-    if auto.run.task.name != kind:
+    if auto.run.task.name in ("generate", "text") and auto.run.task.name != kind:
         raise UserError(f"task.name is {auto.run.task.name}, but the data is made of {'raw text' if kind == 'text' else 'conversations'}")
+    if asked.labels:
+        auto.set("task.labels", "auto", asked.labels, "those of the training data")
+        auto.set("task.input", "auto", asked.input, "the measured default")
+    asked.give_head(skeleton, tuning, corpus.documents, auto.run.task.class_weights, device="meta")
     if kind == "text":  # a file is a document: cutting it would throw most of it away
         auto.set("data.on_overlength", "truncate", "split", "raw text is split, nothing is thrown away")
     documents, evaluation, report = corpus.documents, corpus.evaluation, corpus.report
+    _room(config, tuning, corpus, run.data.max_length)
 
     steps, plan = _plan(auto, corpus)
     auto.set("train.learning_rate", "auto", _rate(auto.run, config), f"the default of {run.method.name} at this width")
@@ -98,13 +106,13 @@ def decide(run: Run, origins: dict[str, str], tell: Tell = lambda sentence: None
     auto.set("evaluate.every", "auto", max(1, math.ceil(steps / 10)), "a tenth of the run")
     auto.set("train.recompute", "auto", "none", "everything is kept")
     auto.set("out", "", _out(auto.run, located), "model, method and data")
-    notes = [*tuning.notes, *_losses(report)]
+    notes = [*tuning.notes, *asked.notes, *_losses(report)]
     if run.evaluate.forgetting:
         notes.append(
             "evaluate.forgetting: this version does not measure yet what the model forgot; compare with `tunesmith evaluate --against`"
         )
     return Setting(
-        auto.run, auto.origins, located, config, tokenizer, renderer, documents, evaluation, report, plan, steps, device, dtype,
+        auto.run, auto.origins, located, config, tokenizer, asked, documents, evaluation, report, plan, steps, device, dtype,
         tuning, size.total_parameters, notes,
     )  # fmt: skip
 
@@ -220,6 +228,18 @@ def _fits(located: Located, skeleton: Any, run: Run, device: torch.device) -> lo
         nf4 = f", or {free / NF4_BYTES / 1e9:.1f}B with model.quantize=nf4" if learns_over_nf4 else ""
         cure = f"a model of at most about {free / 2.2e9:.1f}B parameters in bfloat16{nf4} fits here"
     raise loading.too_large(located.name, needed, free, device, cure)
+
+
+def _room(config: Any, tuning: Tuning, corpus: Corpus, max_length: int) -> None:
+    """Raises UserError where the longest document has no place left behind what stands in front of it."""
+    in_front, limit = tuning.virtual_tokens + tuning.prefix_tokens, getattr(config.get_text_config(), "max_position_embeddings", None)
+    known = [part.lengths_D.max() for part in (corpus.documents, corpus.evaluation) if part is not None and len(part.lengths_D)]
+    longest = int(max([max_length] if corpus.chunks else known, default=0))
+    if in_front and limit and longest + in_front > limit:
+        raise UserError(
+            f"documents have up to {longest:,} tokens, {in_front} stand in front of each, and this model takes {limit:,} positions: "
+            f"set data.max_length={limit - in_front}, or fewer method.tokens"
+        )
 
 
 def _plan(auto: _Auto, corpus: Corpus) -> tuple[int, Plan | Stream]:

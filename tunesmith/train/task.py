@@ -1,0 +1,88 @@
+"""What a run predicts, decided before its rows are tokenised: which labels there are, what is fed of a row, which head learns."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from tunesmith.config import Run, Task
+from tunesmith.data.corpus.blocks import Sources
+from tunesmith.data.corpus.documents import Documents
+from tunesmith.data.corpus.samples import samples_of
+from tunesmith.data.rendering.render import Renderer
+from tunesmith.errors import UserError
+from tunesmith.methods import method
+from tunesmith.methods.tuning import Tuning
+from tunesmith.models import score
+from tunesmith.models.score import Score
+from tunesmith.tasks import TASKS
+from tunesmith.train.corpora import Tell
+
+Input = Literal["text", "chat"]
+INPUT: dict[str, Input] = {"classify": "text", "tag": "text"}  # what `task.input: auto` is
+
+
+@dataclass(frozen=True)
+class Asked:
+    """`labels` are the user's, `classes` the rows of the head; both are empty for answers and raw text."""
+
+    renderer: Any  # a Renderer, or what has its interface for a task with a head
+    task: str = ""  # of the head; "" where there is none
+    labels: list[str] = field(default_factory=list)
+    classes: list[str] = field(default_factory=list)
+    input: Input = "text"
+    notes: list[str] = field(default_factory=list)
+
+    def give_head(self, model: Any, tuning: Tuning, documents: Documents, weights: str, device: Any = None) -> None:
+        """Let the task's head be trained beside what the method trains. Raises UserError where there is no place for it."""
+        if not self.task:
+            return
+        if tuning.head is None:  # an adapter to go on from may have brought its own
+            head = score.make(model, self.task, self.classes, device, input=self.input)
+            method.give_head(model, tuning, head)
+        if weights == "balanced" and tuning.head is not None:
+            counts_L = np.bincount(documents.targets_M, minlength=len(self.classes))
+            tuning.head.class_weights_L = score.balanced(counts_L.tolist())
+
+
+def has_head(task: Task) -> bool:
+    """Whether the run learns a head of its own in place of words."""
+    return task.name in TASKS and TASKS[task.name].HEAD and not (task.name == "classify" and task.head == "words")
+
+
+def ask(run: Run, sources: Sources, renderer: Renderer, brought: Tuning, tell: Tell) -> Asked:
+    """Labels are those of the setting, of the adapter to go on from, or of all rows. Raises UserError where there are none."""
+    if run.task.name not in ("classify", "tag"):
+        return Asked(renderer)
+    task, notes = TASKS[run.task.name], list[str]()
+    labels = [] if run.task.labels == "auto" else list(run.task.labels)
+    if brought.head is not None:
+        labels = _brought(run, brought.head, labels)
+    if not labels:
+        tell("looking up the labels")
+        found = task.labels(samples_of(sources))
+        labels, notes = found.labels, found.notes
+    if not has_head(run.task):
+        return Asked(renderer, labels=labels, notes=notes)
+    given: Input = INPUT[run.task.name] if run.task.input == "auto" else run.task.input
+    return Asked(task.render(renderer, labels, given), run.task.name, labels, task.classes(labels), given, notes)
+
+
+def _brought(run: Run, head: Score, labels: list[str]) -> list[str]:
+    """The labels of the head that an adapter to go on from has. Raises UserError where the run asks for others."""
+    known = TASKS[head.task].labels_of(head.labels)
+    if head.task != run.task.name or not has_head(run.task) or (labels and labels != known):
+        raise UserError(
+            f"model.adapter: {run.model.adapter} has a head for task.name={head.task} with the labels {', '.join(known)}; "
+            "a run that goes on from it keeps them (leave task.labels out)"
+        )
+    return known
+
+
+def sentence(task: Task) -> str:
+    """The task in words, from which virtual tokens and prefixes begin."""
+    if task.name == "classify":
+        return f"Classify the text as one of: {', '.join(task.labels)}.\n"
+    if task.name == "tag":
+        return f"Mark every {', '.join(task.labels)} in the text.\n"
+    return "Continue the text.\n" if task.name == "text" else "Answer the request exactly as the examples do.\n"
