@@ -15,8 +15,11 @@ import pytest
 from tests.templates import TEMPLATES, make_tokenizer
 from tunesmith.data.corpus import documents as module
 from tunesmith.data.corpus import pieces, store
+from tunesmith.data.corpus.batches import make_row
 from tunesmith.data.corpus.blocks import open_sources
 from tunesmith.data.corpus.documents import Documents, Prepared
+from tunesmith.data.formats import conll
+from tunesmith.data.rendering.labelled import Labelled
 from tunesmith.data.rendering.notes import SPECIAL_TEXT
 from tunesmith.data.rendering.render import Renderer
 from tunesmith.data.sample import Sample
@@ -381,3 +384,80 @@ def test_memory_does_not_grow_with_the_file(tmp_path):
     command = [sys.executable, "-c", script, *map(str, paths)]
     *rows, grown = map(int, subprocess.run(command, env=environment, capture_output=True, check=True, text=True).stdout.split())
     assert rows == [3000, 3000, 2999] and min(path.stat().st_size for path in paths) > 59_000_000 and grown < 30_000_000, grown
+
+
+# --- documents of labels ---
+
+
+def labelled(task="classify", input="text", labels=("neg", "pos")) -> Labelled:
+    return Labelled(Renderer(make_tokenizer("llama-3.2")), task, labels, input)
+
+
+@pytest.fixture
+def labels_file(tmp_path) -> Path:
+    rows = [{"text": f"text {number} " + "long " * 40 * (number == 3), "label": ["neg", "pos", "pos"][number % 3]} for number in range(40)]
+    path = tmp_path / "labels.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.mark.parametrize("input", ["text", "chat"])
+def test_documents_of_labels(labels_file, tmp_path, input):
+    renderer, cache = labelled(input=input), tmp_path / "cache"
+    sources = open_sources([str(labels_file)], understand())
+    made = [module.prepare(sources, renderer, max_length=90, cache=cache, workers=workers) for workers in (0, 2, 0)]
+    prepared = made[0]
+    documents = prepared.of_rows(np.arange(prepared.rows))
+    assert documents.labelled and len(documents) == 40 and documents.learned_tokens == 40
+    assert documents.targets_M.tolist() == [[0, 1, 1][number % 3] for number in range(40)]
+    assert documents.take(np.array([5, 0])).targets_M.tolist() == [1, 0]
+    begin, end = documents.begin_D[7], documents.end_D[7]
+    fed = renderer.feed(renderer.sample("text 7 ")).ids
+    assert documents.ids_N[begin:end].tolist() == [*fed, 1] and documents.lengths_D[7] == len(fed)
+    assert np.flatnonzero(documents.learned_N[begin:end]).tolist() == [len(fed) - 1]
+    report = prepared.report(np.arange(prepared.rows), documents)
+    assert report["labels"] == {"neg": 14, "pos": 26} and (report["input"], report["cut"]) == (input, 1)
+    assert report["longest"] <= 90 and report["tokens"] == documents.lengths_D.sum() and report["answers_without_end"] == 0
+    assert report["proof"] == {"documents": 40, "spans": 40, "approximate": 0}
+    for other in made[1:]:  # by other processes, and out of the cache
+        assert other.documents.fingerprint == documents.fingerprint and other.documents.labelled
+        assert other.report(np.arange(40), other.documents) == report
+
+
+def test_rows_of_labels(labels_file):
+    prepared = module.prepare(open_sources([str(labels_file)], understand()), labelled(), max_length=90)
+    row = make_row(prepared.documents, [0, 1], range(500, 503))
+    first, second = prepared.documents.lengths_D[:2].tolist()
+    assert row.targets_N.tolist() == [0, 1] and row.hidden_N.tolist() == [3 + first - 1, 6 + first + second - 1]
+    assert row.lengths == (3 + first, 3 + second) and row.tokens == first + second
+
+
+def test_tags_as_documents():
+    rows = [conll.to_sample({"tokens": ["Angela", "saw", "Paris"], "tags": ["B-PER", "O", "B-LOC"]}, f"a.txt:{n}") for n in range(3)]
+    prepared = module.prepare(rows, labelled("tag", labels=("O", "B-PER", "I-PER", "B-LOC", "I-LOC")), max_length=90)
+    assert prepared.documents.targets_M.tolist() == [1, 0, 3] * 3 and prepared.documents.learned_D.tolist() == [3, 3, 3]
+
+
+def test_labels_that_the_head_does_not_have_are_refused_by_their_lines(labels_file):
+    prepared = module.prepare(open_sources([str(labels_file)], understand()), labelled(labels=("neg", "new")), max_length=90)
+    with pytest.raises(UserError) as refused:
+        prepared.refuse("error", 90)
+    first, row, *_ = refused.value.problems
+    assert first == "26 rows cannot be learned from by a head:" and "labels.jsonl:2: label 'pos' is none of the 2" in row
+    prepared.refuse("skip", 90)
+    assert len(prepared.documents) == 14
+
+
+def test_what_is_kept_of_labels_is_not_taken_for_another_head(labels_file, tmp_path):
+    sources = open_sources([str(labels_file)], understand())
+    kinds = [labelled(), labelled(labels=("pos", "neg")), labelled(input="chat"), labelled().renderer]
+    made = [module.prepare(sources, renderer, max_length=90, cache=tmp_path / "cache") for renderer in kinds]
+    assert len(list((tmp_path / "cache").iterdir())) == 4
+    assert [prepared.documents.labelled for prepared in made] == [True, True, True, False]
+
+
+def test_samples_that_differ_in_their_labels_alone_are_not_the_same(tmp_path):
+    rows = [conll.to_sample({"tokens": ["a", "b", "a"], "tags": tags}, "a:1") for tags in (["B-X", "O", "O"], ["O", "O", "B-X"])]
+    renderer = labelled("tag", labels=("O", "B-X", "I-X"))
+    one, other = (module.prepare([sample], renderer, max_length=90, cache=tmp_path) for sample in rows)
+    assert (one.documents.targets_M.tolist(), other.documents.targets_M.tolist()) == ([1, 0, 0], [0, 0, 1])

@@ -140,3 +140,29 @@ def test_a_real_file_of_illegal_tags():
         AFTER_OTHER,
         END_ALONE,
     ]
+
+
+def test_what_a_head_learns_from():
+    row = {"tokens": ["Angela", "Merkel", "北", "京"], "tags": ["I-PER", "I-PER", "B-LOC", "_"], "prompt": "Who and where?"}
+    sample = to_sample(row, "a:1")
+    assert sample.source == "Angela Merkel 北京" and sample.words == ((0, 6), (7, 13), (14, 15), (15, 16))
+    assert sample.entities == ((0, 13, "PER"), (14, 15, "LOC"))
+    assert sample.messages[0]["content"] == "Who and where?\nAngela Merkel 北京"  # what is asked around it is no part of the source
+
+
+@pytest.mark.parametrize(
+    ("tags", "found"),
+    [
+        ("O O", ""),
+        ("B-X I-X O", "IOB2"),
+        ("I-X I-X O", "IOB1"),
+        ("I-X B-X", "IOB1"),
+        ("B-X I-Y", "IOB2"),  # IOB1 does not begin with B-
+        ("B-X E-X", "BIOES"),
+        ("S-X I-Y", "BIOES"),
+        ("B-X L-X", "BILOU"),
+        ("B-X M-X E-X", "BMES"),
+    ],
+)
+def test_the_scheme_of_a_sentence(tags, found):
+    assert to_sample({"tokens": ["x"] * len(tags.split()), "tags": tags.split()}, "a:1").scheme == found

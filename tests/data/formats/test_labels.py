@@ -133,3 +133,8 @@ def test_a_real_file_with_two_labels_asks_which():
         read("tnews/test.jsonl")
     samples, _ = read("tnews/test.jsonl", columns={"text": "sentence", "label": "label_desc"})
     assert samples[0].messages[1]["content"] == "news_travel"
+
+
+def test_what_a_head_learns_from():
+    sample = to_sample({"review": " fine ", "stars": 5, "id": 3}, "a:1")
+    assert (sample.source, sample.label) == (" fine ", "5")

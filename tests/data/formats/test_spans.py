@@ -151,3 +151,11 @@ def test_other_names_of_the_text():
     assert recognises({"query", "slots"}, {"query": "ab", "slots": [[0, 1, "X"]]})
     with pytest.raises(RowError, match=r"title, body may all be the text: say which by data\.columns=\{text: \.\.\.\}"):
         to_sample({"title": "a", "body": "b", "spans": []}, "a:1")
+
+
+def test_what_a_head_learns_from():
+    row = {"text": "to Paris ", "spans": [[2, 9, "LOC"], [0, 2, "WAY"], [8, 9, "BLANK"]], "prompt": "Where?"}
+    sample = to_sample(row, "a:1")
+    assert sample.source == "to Paris " and sample.words == ()
+    assert sample.entities == ((0, 2, "WAY"), (3, 8, "LOC"), (8, 9, "BLANK"))  # without the blanks at an entity's ends
+    assert sample.messages[1]["content"] == '{"WAY":["to"],"LOC":[" Paris "],"BLANK":[" "]}'  # as it is written, it is learned

@@ -1,5 +1,6 @@
 """What is fed of a text and where its labels stand; the oracle of prompts is `tokenizer.apply_chat_template`."""
 
+import itertools
 import pickle
 from functools import cache
 from typing import Any
@@ -34,7 +35,7 @@ def up_to_labels(renderer: Labelled, sample: Sample) -> list[tuple[str, str]]:
     """What stands up to each label, and the label."""
     [document] = renderer.documents(sample)
     bounds = [0, *(position + 1 for position in document.fed.positions)]
-    texts = [renderer.tokenizer.decode(document.fed.ids[a:b]) for a, b in zip(bounds, bounds[1:], strict=False)]
+    texts = [renderer.tokenizer.decode(document.fed.ids[a:b]) for a, b in itertools.pairwise(bounds)]
     return list(zip(texts, [renderer.labels[target] for target in document.targets], strict=True))
 
 

@@ -1,5 +1,7 @@
 """Where words end among tokens: by characters, never across a word's end, for tokenizers of every kind."""
 
+import itertools
+
 import pytest
 
 from tests.templates import TEMPLATES, make_tokenizer
@@ -33,7 +35,7 @@ def pieces(encoder: Encoder, text: str, words=None) -> list[str]:
     [placed] = place(encoder, [text], split=True)
     [found] = align(encoder, [placed], [words if words is not None else words_of(text)])
     bounds = [0, *(position + 1 for position in found.positions)]
-    return encoder.decode([found.ids[a:b] for a, b in zip(bounds, bounds[1:], strict=False)])
+    return encoder.decode([found.ids[a:b] for a, b in itertools.pairwise(bounds)])
 
 
 def merging(*words: str):
