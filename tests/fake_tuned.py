@@ -48,6 +48,7 @@ class FakeTuned:
     tokenizer: Any
     renderer: Any  # FakeRenderer, or a real one
     has_adapter: bool = True
+    head: Any = None
     run: Any = None
     delta: torch.Tensor | None = None
 

@@ -7,7 +7,8 @@ from tunesmith.data.rendering.render import Renderer
 from tunesmith.data.sample import Sample
 from tunesmith.errors import UserError
 from tunesmith.evaluate import evaluate as module
-from tunesmith.evaluate.evaluate import answer_room, choose, evaluate, questions, record, split_thinking
+from tunesmith.evaluate.evaluate import answer_room, choose, evaluate, questions, split_thinking
+from tunesmith.evaluate.evaluation import record
 from tunesmith.generate import Generated, Sampling
 
 

@@ -5,45 +5,22 @@ turn's content is the reference.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from tunesmith.data.sample import Message, RowError, Sample
 from tunesmith.errors import UserError
+from tunesmith.evaluate import predictions
+from tunesmith.evaluate.confusion import confusion
+from tunesmith.evaluate.evaluation import LOSS, Answered, Evaluation, likeliest
 from tunesmith.evaluate.loss import perplexity, sample_loss
 from tunesmith.evaluate.metrics import METRICS
 from tunesmith.evaluate.rows import each
-from tunesmith.evaluate.scored import Scored, interval
+from tunesmith.evaluate.scored import interval
+from tunesmith.evaluate.verbaliser import words_logp
 from tunesmith.generate import Sampling, generate
 
-LOSS = "loss"  # among the metrics' names, though no answer is generated for it
 LEAST_ROOM, MOST_ROOM, THINKING_ROOM = 32, 1024, 1024  # tokens
-
-
-@dataclass(frozen=True, slots=True)
-class Answered:
-    """One row: what was asked, what was expected, what came."""
-
-    origin: str
-    prompt: str  # the last message before the answer
-    reference: str
-    prediction: str
-    scores: dict[str, float]
-    stopped: bool  # False: cut at max_new_tokens
-    thinking: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Evaluation:
-    """`scores` holds every metric, `NAME.part` for what belongs to it, `loss` in nats a token and `perplexity`."""
-
-    model: str
-    scores: dict[str, float]
-    intervals: dict[str, tuple[float, float]]  # 95 %, of the metrics
-    rows: list[Answered]
-    scored: dict[str, Scored]
-    learned_tokens: int  # that the loss is the mean of; 0 without a loss
-    unfinished: int  # answers cut at max_new_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,13 +39,17 @@ def evaluate(
     *,
     metrics: list[str] | Literal["auto"] = "auto",
     sampling: Sampling | None = None,
+    labels: Sequence[str] = (),
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
-    """Score `tuned` (a `tuned.Tuned`). `auto` is the loss and every metric that suits the references.
+    """Score `tuned` (a `tuned.Tuned`). `auto` is the loss and every metric that suits the references, or the task of a head.
 
-    Without `sampling` answers are greedy and have `answer_room` tokens. Raises UserError for unknown metrics, for no
-    samples, for raw text with a metric other than the loss, and for rows that the model's template refuses.
+    Without `sampling` answers are greedy and have `answer_room` tokens; with `labels` the answer is that one of them whose words
+    are likeliest. Raises UserError for unknown metrics, for no samples, for raw text with a metric other than the loss, and for
+    rows that the model's template refuses.
     """
+    if tuned.head is not None:
+        return predictions.evaluate(tuned, samples, metrics, on_progress)
     asked = questions(tuned, samples)
     names = choose(metrics, [question.reference for question in asked])
     if not samples:
@@ -80,9 +61,15 @@ def evaluate(
         return Evaluation(tuned.name, scores, {}, [], {}, learned_tokens, 0)
     if not asked:
         raise UserError(f"{', '.join(names)}: raw text has no answers to score; its metric is the loss")
-    answers = _answers(tuned, asked, sampling or Sampling(max_new_tokens=answer_room(tuned, asked)), on_progress)
-    predictions, references = [answer[0] for answer in answers], [question.reference for question in asked]
-    scored = {name: METRICS[name].score(predictions, references) for name in names}
+    likely: list[dict[str, float]] = [{} for _ in asked]
+    if labels:
+        logp_NL = words_logp(tuned, [sample for sample in samples if sample.messages], labels, on_progress=on_progress)
+        likely = [likeliest(labels, logp_L) for logp_L in logp_NL.log_softmax(-1)]
+        answers = [(next(iter(probabilities)), "", True) for probabilities in likely]
+    else:
+        answers = _answers(tuned, asked, sampling or Sampling(max_new_tokens=answer_room(tuned, asked)), on_progress)
+    said, references = [answer[0] for answer in answers], [question.reference for question in asked]
+    scored = {name: METRICS[name].score(said, references) for name in names}
     for name, result in scored.items():
         scores[name] = result.value
         scores |= {f"{name}.{part}": value for part, value in result.also.items()}
@@ -95,11 +82,14 @@ def evaluate(
             scores={name: result.per_row[at] for name, result in scored.items()},
             stopped=stopped,
             thinking=thinking,
+            probabilities=likely[at],
         )
         for at, (question, (prediction, thinking, stopped)) in enumerate(zip(asked, answers, strict=True))
     ]
     intervals = {name: interval(result) for name, result in scored.items()}
-    return Evaluation(tuned.name, scores, intervals, rows, scored, learned_tokens, sum(not row.stopped for row in rows))
+    unfinished = sum(not row.stopped for row in rows)
+    told = confusion(said, references) if "accuracy" in names else None
+    return Evaluation(tuned.name, scores, intervals, rows, scored, learned_tokens, unfinished, told)
 
 
 def choose(metrics: list[str] | Literal["auto"], references: list[str]) -> list[str]:
@@ -121,11 +111,6 @@ def answer_room(tuned: Any, asked: Sequence[Question]) -> int:
     longest = max(len(tuned.tokenizer(question.reference, add_special_tokens=False)["input_ids"]) for question in asked)
     thinks = "<think>" in str(tuned.tokenizer.chat_template or "")
     return min(max(2 * longest, LEAST_ROOM), MOST_ROOM) + (THINKING_ROOM if thinks else 0)
-
-
-def record(row: Answered) -> dict[str, Any]:
-    """A line of `predictions.jsonl`."""
-    return {key: value for key, value in asdict(row).items() if key != "thinking" or value}
 
 
 def _question(tuned: Any, sample: Sample) -> Question:

@@ -165,7 +165,7 @@ def _scores(evaluation: Any) -> dict[str, Any]:
 
 
 def _write(folder: Path, result: dict[str, Any], new: Any, old: Any) -> None:
-    from tunesmith.evaluate.evaluate import record
+    from tunesmith.evaluate.evaluation import record
 
     lines = [record(row) for row in new.rows]
     for line, row in zip(lines, old.rows if old else [], strict=False):

@@ -127,7 +127,7 @@ def _scores(before: Any, after: Any) -> Any:
 
 
 def _store(out: Path, before: Any, after: Any) -> None:
-    from tunesmith.evaluate.evaluate import record
+    from tunesmith.evaluate.evaluation import record
     from tunesmith.train.folder import write_json, write_text
 
     facts = {"data": {"source": TEST, "rows": len(after.rows)}, "model": after.model, "scores": after.scores, "intervals": after.intervals}
