@@ -35,6 +35,7 @@ from tunesmith.models.head import decoder_of
 
 NF4 = True  # trains over an NF4 base
 LEARNING_RATE = 1e-3  # at 2,048 channels, with the default encoder; a table takes about five times as much
+WIDEST = 512  # of an encoder unless a width is asked for: at the width of a 7B model it would have 270M parameters
 TEXT = "Read what follows with care, do exactly what it asks for, and answer in the form that the examples have."
 
 
@@ -117,7 +118,7 @@ def build(model: Any, settings: Settings | PTuningV2, device: Any = None) -> Tun
     limit = getattr(config, "max_position_embeddings", None)
     if limit is not None and settings.tokens >= limit:
         raise LookupError(f"a prefix of {settings.tokens} leaves no room: the model takes {limit} positions")
-    hidden = int(config.hidden_size) if settings.hidden == "auto" else settings.hidden
+    hidden = min(WIDEST, int(config.hidden_size)) if settings.hidden == "auto" else settings.hidden
     source = None if settings.encoder == "none" else Source(settings.encoder, settings.tokens, hidden, device)
     begun = source is not None and settings.init == "activations"
     adapter: dict[str, nn.Module] = {
