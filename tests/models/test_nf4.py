@@ -85,6 +85,34 @@ def test_gradients_pass_through_and_no_matrix_is_kept(bias):
     assert layer.weight.grad is None
 
 
+@pytest.mark.parametrize("double", [True, False])
+def test_codes_of_another_matrix_are_exchanged_and_come_back(double):
+    layer, other = filled(double=double), torch.randn(6, 128)
+    held = {key: value.clone() for key, value in layer.state_dict().items()}
+    codes = layer.requantised(other)
+    assert layer.is_double == double and all(torch.equal(value, held[key]) for key, value in layer.state_dict().items())
+    aside = layer.exchange(codes)
+    assert torch.equal(layer.dequantized(), layer.rounded(other)) and torch.equal(
+        layer.rounded(other), nf4.rounded(other, double, layer.dtype)
+    )
+    assert layer.weight is not held["weight"] and not layer.weight.requires_grad
+    assert set(layer.state_dict()) == set(held), "the layer is made of the same tensors"
+    layer.exchange(aside)
+    assert all(torch.equal(value, held[key]) for key, value in layer.state_dict().items())
+
+
+def test_another_matrix_has_the_layers_shape():
+    with pytest.raises(AssertionError):
+        filled().requantised(torch.randn(128, 6))
+
+
+def test_rounded_is_fp32_with_the_rounding_of_the_layers_dtype():
+    other = torch.randn(6, 128)
+    fine, coarse = filled().rounded(other), filled(dtype=torch.bfloat16).rounded(other)
+    assert fine.dtype == coarse.dtype == torch.float32 and torch.equal(fine.bfloat16().float(), coarse)
+    assert nf4.is_nf4(filled()) and not nf4.is_nf4(nn.Linear(4, 4))
+
+
 def test_rows_must_be_whole_blocks():
     assert nf4.fits(128) and not nf4.fits(100)
     with pytest.raises(AssertionError):

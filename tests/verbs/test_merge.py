@@ -92,6 +92,23 @@ def test_the_difference_of_quantisation_is_measured_and_said(quantized: Path, tm
         torch.testing.assert_close(after[name], source[name] + update_IO, rtol=1e-5, atol=1e-6)
 
 
+def test_codes_of_a_residual_are_merged_as_they_were_trained_and_the_other_way_is_measured(
+    quantized: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, run, out = quantized.parent / "gpt2", tmp_path / "run", tmp_path / "merged"
+    runs.finish(runs.settings(source, data, run, STRONG | {"method": {"name": "pissa", "rank": 4}, "model.quantize": "nf4"}))
+    assert cli.main(["merge", str(run), str(out), "--max-kl", "1e-6"]) == 0
+    said, facts = capsys.readouterr(), json.loads((out / "merge.json").read_text())
+    assert (facts["trained_over"], facts["base_weights"]) == ("nf4", "nf4 of the residual")
+    faithful, served = facts["difference_from_adapter"], facts["difference_of_served_lora"]
+    assert faithful["mean_kl"] < 1e-6 and served["mean_kl"] > 100 * max(faithful["mean_kl"], 1e-9)
+    assert f"served as a LoRA over the original ones: KL {served['mean_kl']:.2e}" in said.out and "is merged into the original" not in said.err
+    about = json.loads((run / "adapter/tunesmith.json").read_text())["pissa"]
+    assert about["quantised"] and all(0.02 < about["weight_difference"][over] < 0.2 for over in ("original", "nf4"))
+    live = logits(open_tuned(str(run)).model)
+    assert (logits(AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)) - live).abs().max() <= 1e-4 * live.abs().max()
+
+
 def test_a_gate_of_the_user_s(quantized: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["merge", str(quantized), str(tmp_path / "merged"), "--max-kl", "1e-9"]) == 3
     said = capsys.readouterr().err

@@ -58,7 +58,7 @@ def loftq(weight_OI: Tensor, rank: int, rounded: Callable[[Tensor], Tensor], ite
         Q = rounded(W - B·A)          B·A = the leading part of W - Q          `iterations` times, from B·A = 0
 
     `rounded` gives what is left of a matrix in 4 bits, in fp32. The paper ends with the last Q; whoever rounds W - B·A once more
-    comes nearer to W (measured: docs/methods/loftq.md), and needs to know no more than A and B to do it again.
+    comes as near to W or nearer (measured: docs/methods/loftq.md), and needs to know no more than A and B to do it again.
     """
     weight_OI = weight_OI.float()
     exact = min(weight_OI.shape) <= EXACT_UP_TO
