@@ -14,6 +14,7 @@ from tunesmith.data.rendering.labelled import Labelled, label_of, part_of, text_
 from tunesmith.data.rendering.labelled_proof import prove
 from tunesmith.data.rendering.render import Renderer
 from tunesmith.data.sample import RowError, Sample
+from tunesmith.errors import UserError
 
 CLASSES = ("negative", "positive")
 TAGS = ("O", "B-PER", "I-PER", "B-LOC", "I-LOC")
@@ -163,6 +164,11 @@ def test_a_part_of_a_sample_keeps_what_is_marked_in_it():
     part = part_of(SENTENCE, 7, 22)  # Merkel in Paris
     assert part.source == "Merkel in Paris" and part.messages == ({"role": "user", "content": "Merkel in Paris"},)
     assert part.entities == ((0, 6, "PER"), (10, 15, "LOC")) and part.words == ((0, 6), (7, 9), (10, 15))
+
+
+def test_a_label_stands_once():
+    with pytest.raises(UserError, match=r"task\.labels: 'a' stands there more than once"):
+        labelled(labels=("a", "b", "a"))
 
 
 def test_notes_count_rows():

@@ -23,6 +23,7 @@ from tunesmith.data.rendering.render import Renderer
 from tunesmith.data.rendering.tokens import LONG, Marked
 from tunesmith.data.rendering.words import Aligned, Placed, Span, align, place, place_inside, words_of
 from tunesmith.data.sample import Message, RowError, Sample
+from tunesmith.errors import UserError
 
 RULES = 1  # part of the fingerprint: raise it when the same sample comes to give other tokens
 LISTED = 10  # labels named in a message
@@ -76,11 +77,13 @@ class LabelledDocument:
 
 
 class Labelled:
-    """A Renderer for tasks with a head. `labels`: in the order of the head's rows."""
+    """A Renderer for tasks with a head. `labels`: in the order of the head's rows. Raises UserError where two are the same."""
 
     labelled: Literal[True] = True
 
     def __init__(self, renderer: Renderer, task: Task, labels: Sequence[str], input: Input = "text"):
+        if twice := [label for label, number in Counter(labels).items() if number > 1]:
+            raise UserError(f"task.labels: {', '.join(map(repr, twice[:LISTED]))} stands there more than once")
         self.renderer, self.task, self.labels, self.input = renderer, task, tuple(labels), input
         self._ids = {label: number for number, label in enumerate(self.labels)}
         self._names = dict.fromkeys(labels if task == "classify" else bio.types_in(labels))
