@@ -36,6 +36,7 @@ LIGHT_FOLDERS = ["data/formats", "verbs"]
 SHELVES = {
     "data/formats": ("docs/data", set()),
     "evaluate/metrics": ("docs/metrics", set()),
+    "tasks": ("docs/tasks", {"predict"}),
     "methods": ("docs/methods", {"settings", "method", "layout", "tuning"}),
 }
 # Pages beside a shelf's own: what all its things share.
