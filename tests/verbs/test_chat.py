@@ -5,8 +5,10 @@ from collections.abc import Iterator
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from tests.fake_tuned import fake_tuned
+from tests.headed import TAGS, headed
 from tunesmith import generate as generating
 from tunesmith.errors import UserError
 from tunesmith.verbs import chat
@@ -159,3 +161,42 @@ def test_the_real_path(tuned, monkeypatch, capsys):
     prompt = tuned.renderer.prompt_ids([{"role": "user", "content": "hi"}])
     (made,) = generating.generate(tuned.model, [prompt], tuned.renderer.stops, generating.Sampling(12))
     assert capsys.readouterr().out == chat.printable(tuned.tokenizer.decode(made.ids, skip_special_tokens=True)) + "\n"
+
+
+@pytest.fixture
+def opens(monkeypatch, tiny_llama):
+    """Makes the opened run one with a head."""
+
+    def script(*about):
+        made = headed(tiny_llama, *about)
+        monkeypatch.setitem(sys.modules, "tunesmith.tuned", SimpleNamespace(open_tuned=lambda name: made))
+        return made
+
+    return script
+
+
+def test_a_head_that_classifies_answers_each_line_with_its_labels(opens, monkeypatch, capsys):
+    opens("classify", ["no", "perhaps", "yes"])
+    assert talk(monkeypatch, typed="a fine day\n\nanother\n/quit\nnever\n") == 0
+    answers = [dict(part.split(" ") for part in line.split(", ")) for line in capsys.readouterr().out.splitlines()]
+    assert len(answers) == 2 and all(set(answer) == {"no", "perhaps", "yes"} for answer in answers)
+    for answer in answers:
+        shares = [float(share) for share in answer.values()]
+        assert shares == sorted(shares, reverse=True) and sum(shares) == pytest.approx(1, abs=2e-3)
+
+
+def test_a_head_that_tags_answers_with_the_entities(opens, monkeypatch, capsys):
+    made = opens("tag", TAGS)
+    with torch.no_grad():
+        made.head.bias.copy_(torch.tensor([0.0, 0.0, 0.0, 1e4, 0.0]))  # everything begins a person
+    assert talk(monkeypatch, typed="Ann met 李\n") == 0
+    assert capsys.readouterr().out == '{"PER":["Ann","met","李"]}\n'
+
+
+def test_a_line_that_a_head_cannot_take_is_said_and_the_next_one_answered(opens, monkeypatch, capsys):
+    opens("classify", ["no", "yes"])
+    assert talk(monkeypatch, typed="x" * 600 + "\nfine\n") == 2
+    told = capsys.readouterr()
+    assert "600 tokens, and this model takes 512" in told.err and len(told.out.splitlines()) == 1
+    with pytest.raises(UserError, match="predicts labels with the head that it learned"):
+        talk(monkeypatch, "--compare", typed="a\n")

@@ -4,8 +4,10 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from tests.fake_tuned import fake_tuned
+from tests.headed import headed
 from tunesmith import config
 from tunesmith.errors import UserError
 from tunesmith.evaluate import evaluate as scoring
@@ -166,3 +168,55 @@ def test_the_help_names_every_metric():
     verb.add_arguments(parser)
     told = parser.format_help()
     assert [name for name in ["loss", *METRICS] if name not in told] == []
+
+
+@pytest.fixture
+def labelled(tmp_path):
+    path = tmp_path / "labelled.jsonl"
+    rows = [{"text": text, "label": label} for text, label in (("fine", "yes"), ("bad", "no"), ("good", "yes"))]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+@pytest.fixture
+def heads(tiny_llama, monkeypatch):
+    """Names of models with a head for yes and no; `writer` is one without."""
+    made = {"classifier": headed(tiny_llama, "classify", ["no", "yes"]), "writer": fake_tuned(tiny_llama)}
+    monkeypatch.setitem(sys.modules, "tunesmith.tuned", SimpleNamespace(open_tuned=made.__getitem__))
+
+
+def test_a_run_with_a_head_tells_its_labels_apart(labelled, heads, capsys):
+    assert call("classifier", "--data", labelled, "--json") == 0
+    result = json.loads(capsys.readouterr().out)
+    assert set(result["scores"]) == {"loss", "accuracy", "macro_f1"} and result["learned_tokens"] == 3
+    told = result["confusion"]
+    assert told["labels"] == ["no", "yes"] and [sum(counts) for counts in told["matrix"]] == [1, 2] and told["other"] == [0, 0]
+    assert call("classifier", "--data", labelled) == 0
+    shown = capsys.readouterr().out
+    assert "expected \\ predicted" in shown and "macro_f1" in shown
+
+
+def test_heads_are_compared_with_heads(labelled, heads, capsys):
+    assert call("classifier", "--data", labelled, "--against", "classifier", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["difference"]["accuracy"] == {"value": 0, "interval": [0, 0]}
+    with pytest.raises(UserError, match="--against base: classifier predicts with the head that it learned"):
+        call("classifier", "--data", labelled, "--against", "base")
+    with pytest.raises(UserError, match=r"--against writer: it is a model that writes, .* is a run of task\.name=classify"):
+        call("classifier", "--data", labelled, "--against", "writer")
+
+
+def test_a_run_that_learned_label_words_answers_with_the_likeliest(labelled, opened, tmp_path, capsys, monkeypatch):
+    folder = tmp_path / "words"
+    folder.mkdir()
+    values = {
+        "model": {"source": "base-model"}, "data": {"train": "x", "test": labelled},
+        "task": {"name": "classify", "head": "words", "labels": ["no", "yes"]},
+    }  # fmt: skip
+    (folder / "run.yaml").write_text(config.dump(config.parse(values)))
+    monkeypatch.setattr(scoring, "generate", lambda *given, **named: pytest.fail("nothing is generated"))
+    monkeypatch.setattr(scoring, "words_logp", lambda tuned, samples, labels, **_: torch.tensor([[-1.0, -2.0]] * len(samples)))
+    assert call(folder, "--json", "--metrics", "accuracy") == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["scores"]["accuracy"] == pytest.approx(1 / 3) and result["confusion"]["matrix"] == [[1, 0], [2, 0]]
+    line = json.loads((folder / "predictions.jsonl").read_text().splitlines()[0])
+    assert line["prediction"] == "no" and line["probabilities"] == {"no": pytest.approx(0.731059), "yes": pytest.approx(0.268941)}

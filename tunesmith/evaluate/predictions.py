@@ -47,7 +47,8 @@ def evaluate(
     scores = {LOSS: _loss(documents, found)} if LOSS in names else {}
     for name, result in scored.items():
         scores[name] = result.value
-        scores |= {f"{name}.{part}": value for part, value in result.also.items()}
+        if name != "accuracy":  # a head has no answers that are none of its labels
+            scores |= {f"{name}.{part}": value for part, value in result.also.items()}
         for row, value in zip(rows, result.per_row, strict=True):
             row.scores[name] = value
     told = None

@@ -16,6 +16,7 @@ COMMANDS = {
     "/help": "these lines",
     "/quit": "end; so does the end of the input (Ctrl-D)",
 }
+WHAT = {"classify": "its labels with their probabilities", "tag": "the entities in it"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,6 +46,10 @@ def run(arguments: argparse.Namespace) -> int:
     # wrong flags should not cost the loading time
     sampling = Sampling(arguments.max_new_tokens, arguments.temperature, arguments.top_p, seed=arguments.seed)
     tuned = open_tuned(arguments.model)
+    if tuned.head is not None:
+        if arguments.compare:
+            raise UserError(f"--compare: {arguments.model} predicts labels with the head that it learned, and its base has none")
+        return label(tuned, lines(f"{tuned.name}: a text a line, answered by {WHAT[tuned.head.task]}; /quit ends"))
     if arguments.compare and not tuned.has_adapter:
         raise UserError(f"--compare: {arguments.model} has no adapter to leave out; compare needs a run or adapter of LoRA's kind")
     talks = [Talk("base", False), Talk("tuned", True)] if arguments.compare else [Talk("", True)]
@@ -78,6 +83,35 @@ def converse(tuned: Any, talks: list[Talk], sampling: Any, system: str | None, u
             if not _turn(tuned, talks, drawn, line.removeprefix("/") if line.startswith("//") else line) and not sys.stdin.isatty():
                 code = 2
     return code
+
+
+def label(tuned: Any, user_lines: Iterator[str]) -> int:
+    """What a head makes of each line: labels with their probabilities, or entities; 2 where a piped line had none, else 0."""
+    from tunesmith.data.sample import RowError
+
+    code = 0
+    for line in user_lines:
+        if line == "/quit":
+            break
+        try:
+            print(printable(_labelled(tuned, line)), flush=True)
+        except (UserError, RowError) as error:
+            _note(str(error))
+            code = code if sys.stdin.isatty() else 2
+    return code
+
+
+def _labelled(tuned: Any, line: str) -> str:
+    from tunesmith.evaluate.evaluation import likeliest
+    from tunesmith.evaluate.predict import predict
+    from tunesmith.tasks import tag
+
+    fed = tuned.renderer.feed(tuned.renderer.sample(line))
+    [found] = predict(tuned, [fed])
+    if tuned.head.task == "tag":
+        answer: str = tag.decode(tuned.head.labels, fed, found.numbers).json(line)
+        return answer
+    return ", ".join(f"{name} {share:.3f}" for name, share in likeliest(tuned.head.labels, found.logp_PL[0]).items())
 
 
 def lines(greeting: str) -> Iterator[str]:

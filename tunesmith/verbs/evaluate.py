@@ -15,6 +15,7 @@ from tunesmith.run_yaml import parse_value
 
 HELP = "loss, exact match, JSON fields, accuracy of a run, an adapter or a base model on data"
 SETTINGS = ("data.format", "data.columns", "data.prompt", "data.on_bad_row")
+METRICS = "loss, exact_match, json_valid, json_fields, entity_f1, accuracy, macro_f1, contains, chrf"
 WITHOUT_ADAPTER = "\0"  # no source is called that
 
 
@@ -22,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="DIR|M", help="run folder, adapter folder or base model")
     parser.add_argument("settings", metavar="KEY=VALUE", nargs="*", help=f"how the data is read: {', '.join(SETTINGS)}")
     parser.add_argument("--data", metavar="D", help="file, folder, glob, PATH#500 or builtin:NAME; by default the run's data.test")
-    parser.add_argument("--metrics", metavar="A,B", help="loss, exact_match, json_valid, json_fields, entity_f1, accuracy, macro_f1, ...")
+    parser.add_argument("--metrics", metavar="A,B", help=METRICS)
     parser.add_argument("--against", metavar="M", help="a second model beside it; `base` is the same one without its adapter")
     parser.add_argument("--max-new-tokens", type=int, metavar="N", help="longest answer; by default twice the longest reference")
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N rows")
@@ -39,14 +40,15 @@ def run(arguments: argparse.Namespace) -> int:
 
     tuned = open_tuned(arguments.model)
     metrics, other = _metrics(arguments, run), _other(arguments, tuned)
-    new = _evaluate(arguments, tuned, samples, metrics)
+    new = _evaluate(arguments, tuned, samples, metrics, labels := _words(run))
     old = None
     if other == WITHOUT_ADAPTER:
         with tuned.without_adapter():
-            old = _evaluate(arguments, tuned, samples, metrics, arguments.against)
+            old = _evaluate(arguments, tuned, samples, metrics, labels, arguments.against)
     elif other:
+        head = tuned.head
         del tuned  # two models at once might not fit
-        old = _evaluate(arguments, open_tuned(other), samples, metrics, arguments.against)
+        old = _evaluate(arguments, _same_kind(open_tuned(other), head, other), samples, metrics, labels, arguments.against)
     result = report(source, samples, new, old)
     if run is not None:
         _write(folder, result, new, old)
@@ -118,10 +120,22 @@ def _metrics(arguments: argparse.Namespace, run: config.Run | None) -> Any:
     return run.evaluate.metrics if run else "auto"
 
 
+def _words(run: config.Run | None) -> tuple[str, ...]:
+    """The labels among which a run answers that learned their words; both models of a comparison answer so."""
+    if run is None or run.task.name != "classify" or run.task.head != "words" or run.task.labels == "auto":
+        return ()
+    return tuple(run.task.labels)
+
+
 def _other(arguments: argparse.Namespace, tuned: Any) -> str | None:
     """The source of the model to compare with, or WITHOUT_ADAPTER; None where nothing is compared."""
     if arguments.against != "base":
         return arguments.against
+    if tuned.head is not None:
+        raise UserError(
+            f"--against base: {arguments.model} predicts with the head that it learned, and its base has none to compare with; "
+            "name another run of the same task, such as one of fewer steps or of another method"
+        )
     if tuned.has_adapter:
         return WITHOUT_ADAPTER
     if tuned.run is not None and tuned.run.model.source:  # full tuning: the base is another set of weights
@@ -129,7 +143,17 @@ def _other(arguments: argparse.Namespace, tuned: Any) -> str | None:
     raise UserError(f"--against base: {arguments.model} is a base model itself; name another model")
 
 
-def _evaluate(arguments: argparse.Namespace, tuned: Any, samples: list[Any], metrics: Any, name: str | None = None) -> Any:
+def _same_kind(other: Any, head: Any, name: str) -> Any:
+    """The second model. Raises UserError where one has a head and the other has not, or another one."""
+    mine, theirs = ("a model that writes" if each is None else f"a run of task.name={each.task}" for each in (head, other.head))
+    if mine != theirs:
+        raise UserError(f"--against {name}: it is {theirs}, and what it is compared with is {mine}; their scores mean different things")
+    return other
+
+
+def _evaluate(
+    arguments: argparse.Namespace, tuned: Any, samples: list[Any], metrics: Any, labels: tuple[str, ...], name: str | None = None
+) -> Any:
     import dataclasses
 
     from rich.console import Console
@@ -147,12 +171,15 @@ def _evaluate(arguments: argparse.Namespace, tuned: Any, samples: list[Any], met
             samples,
             metrics=metrics,
             sampling=sampling,
+            labels=labels,
             on_progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
     return dataclasses.replace(result, model=name) if name else result
 
 
 def _scores(evaluation: Any) -> dict[str, Any]:
+    told = evaluation.confusion
+    table = {} if told is None else {"confusion": {"labels": list(told.labels), "matrix": told.counts_LL, "other": told.other_L}}
     return {
         "model": evaluation.model,
         # JSON has no word for a loss that is not finite
@@ -161,6 +188,7 @@ def _scores(evaluation: Any) -> dict[str, Any]:
         "answers": len(evaluation.rows),
         "unfinished": evaluation.unfinished,
         "learned_tokens": evaluation.learned_tokens,
+        **table,  # rows: what was expected; columns: what was predicted
     }
 
 
@@ -196,13 +224,15 @@ def _show(result: dict[str, Any], new: Any, folder: Path | None) -> None:
         table.add_column(escape(side["model"]), justify="right")
     if against:
         table.add_column("difference", justify="right")
-    for name in new.scores:
+    for name in (name for name in new.scores if name.count(".") < 2):  # a type's precision and recall are in scores.json
         cells = [_cell(side, name) for side in ([against, result] if against else [result])]
         if against:
             paired = result["difference"].get(name)
             cells.append(f"{100 * paired['value']:+.1f} ({_span(paired['interval'], '+.1f')})" if paired else "")
         table.add_row(name, *cells)
     console.print(table)
+    if new.confusion is not None and new.confusion.is_small:
+        console.print(_confusion(new.confusion))
     for side in [against, result] if against else [result]:
         if side["unfinished"]:
             console.print(
@@ -213,6 +243,19 @@ def _show(result: dict[str, Any], new: Any, folder: Path | None) -> None:
         console.print(
             f"scores: {escape(str(folder / 'scores.json'))}\nanswers: {escape(str(folder / 'predictions.jsonl'))}", highlight=False
         )
+
+
+def _confusion(told: Any) -> Any:
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table()
+    others = any(told.other_L)
+    for name in ["expected \\ predicted", *map(escape, told.labels), *(["other"] if others else [])]:
+        table.add_column(name, justify="right")
+    for name, counts_L, other in zip(told.labels, told.counts_LL, told.other_L, strict=True):
+        table.add_row(escape(name), *map(str, counts_L), *([str(other)] if others else []))
+    return table
 
 
 def _cell(side: dict[str, Any], name: str) -> str:
