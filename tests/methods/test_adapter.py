@@ -46,6 +46,10 @@ def bottleneck(**settings: Any) -> Bottleneck:
     return made
 
 
+def update(made: Any, x: torch.Tensor) -> torch.Tensor:
+    return made.added(torch.zeros_like(x), x)
+
+
 @pytest.mark.parametrize(
     ("activation", "function"),
     [("relu", nn.ReLU()), ("gelu", nn.GELU()), ("gelu_new", nn.GELU("tanh")), ("silu", nn.SiLU()), ("tanh", nn.Tanh())],
@@ -53,9 +57,9 @@ def bottleneck(**settings: Any) -> Bottleneck:
 def test_the_update_is_the_formula(activation, function):
     made, x = bottleneck(activation=activation, scale=1.5), torch.randn(2, 5, 8, requires_grad=True)
     expected = 1.5 * (function(x @ made.down.T + made.down_bias) @ made.up.T + made.up_bias)
-    torch.testing.assert_close(made.update(x), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(update(made, x), expected, rtol=1e-5, atol=1e-5)
     leaves, direction = [x, *made.parameters()], torch.randn(2, 5, 8)
-    ours, theirs = (torch.autograd.grad(y, leaves, direction) for y in (made.update(x), expected))
+    ours, theirs = (torch.autograd.grad(y, leaves, direction) for y in (update(made, x), expected))
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
@@ -67,7 +71,7 @@ def test_bf16_computes_in_bf16_and_keeps_masters_in_fp32():
     assert x.grad is not None and y.dtype == x.grad.dtype == torch.bfloat16
     assert all(p.dtype == torch.float32 and p.grad is not None and p.grad.dtype == torch.float32 for p in made.parameters())
     own = layer(x).float()
-    torch.testing.assert_close(y.float(), own + made.update(own), rtol=0.05, atol=0.1)
+    torch.testing.assert_close(y.float(), own + update(made, own), rtol=0.05, atol=0.1)
 
 
 def test_what_stands_behind_the_first_part_of_a_tuple_stays():
@@ -78,7 +82,7 @@ def test_what_stands_behind_the_first_part_of_a_tuple_stays():
     made, layer, x = bottleneck(), Layer(), torch.randn(4, 8)
     y, cache = made(layer, x, cache="kept")
     assert cache == "kept"
-    torch.testing.assert_close(y, x + 1 + made.update(x + 1))
+    torch.testing.assert_close(y, x + 1 + update(made, x + 1))
 
 
 def test_dropout_is_on_the_update_and_only_while_training():
@@ -118,11 +122,11 @@ def stream(model: Any, tuning: Any, ids: torch.Tensor, block: int = 0) -> torch.
     variant = "houlsby" if f"model.layers.{block}.mlp" in modules else "parallel" if modules[f"model.layers.{block}"].reads else "pfeiffer"
     one = modules.get(f"model.layers.{block}.self_attn") or modules[f"model.layers.{block}"]
     attend = type(layer.self_attn).forward(layer.self_attn, layer.input_layernorm(x), places, None)[0]
-    y = x + attend + (one.update(attend) if variant == "houlsby" else 0)
+    y = x + attend + (update(one, attend) if variant == "houlsby" else 0)
     mlp = type(layer.mlp).forward(layer.mlp, type(layer.post_attention_layernorm).forward(layer.post_attention_layernorm, y))
     if variant == "houlsby":
-        return y + mlp + modules[f"model.layers.{block}.mlp"].update(mlp)
-    return y + mlp + one.update(y if variant == "parallel" else y + mlp)
+        return y + mlp + update(modules[f"model.layers.{block}.mlp"], mlp)
+    return y + mlp + update(one, y if variant == "parallel" else y + mlp)
 
 
 @variants
@@ -261,7 +265,7 @@ def test_nothing_of_a_pass_is_kept_behind_it():
     with torch.no_grad():
         model(some_ids(4)[None])
     heard = vars(model.model.layers[0].post_attention_layernorm)["forward"].args[1]
-    assert vars(heard) == {}
+    assert heard == {}
 
 
 @variants

@@ -74,25 +74,24 @@ class Bottleneck(nn.Module):
         self.up = nn.Parameter(torch.zeros(channels, width, dtype=torch.float32, device=device))
         self.up_bias = nn.Parameter(torch.zeros(channels, dtype=torch.float32, device=device))
 
-    def update(self, x: Tensor) -> Tensor:
-        """f(x): [..., C] to [..., C], in x's dtype."""
-        down, down_bias = self.down.to(x.dtype), self.down_bias.to(x.dtype)
-        # the factor goes into the small matrices, not over [..., C]
-        up, up_bias = (self.scale * self.up).to(x.dtype), (self.scale * self.up_bias).to(x.dtype)
-        inner = ACTIVATIONS[self.activation](nn.functional.linear(x, down, down_bias))
-        y = nn.functional.linear(inner, up, up_bias)
-        return nn.functional.dropout(y, self.dropout) if self.dropout and self.training else y
+    def added(self, h: Tensor, x: Tensor) -> Tensor:
+        """h + f(x): [..., C], in h's dtype."""
+        inner = ACTIVATIONS[self.activation](nn.functional.linear(x, self.down.to(x.dtype), self.down_bias.to(x.dtype)))
+        y = nn.functional.linear(inner, self.up.to(x.dtype), self.up_bias.to(x.dtype))
+        if self.dropout and self.training:
+            y = nn.functional.dropout(y, self.dropout)
+        return torch.add(h, y.view_as(h), alpha=self.scale)
 
     def forward(self, layer: nn.Module, *inputs: Any, **named: Any) -> Any:
-        """The layer's own output with f of it added."""
-        return _added(slots.own_forward(layer, *inputs, **named), self.update)
+        """The layer's own output h with f(h) added."""
+        return _with_first(slots.own_forward(layer, *inputs, **named), lambda h: self.added(h, h))
 
     def attach(self, layer: nn.Module) -> None:
         """Stand at the layer, or between the two inside it."""
         if not self.reads:
             _stand(layer, partial(self, layer))
             return
-        heard = threading.local()  # from the norm to the MLP of one pass: a model may answer in one thread while another trains
+        heard: dict[int, Tensor] = {}
         source, target = layer.get_submodule(self.reads), layer.get_submodule(self.adds)
         if source is not target:
             _stand(source, partial(_hear, source, heard))
@@ -103,14 +102,17 @@ class Bottleneck(nn.Module):
         for name in {self.reads, self.adds}:  # the layer itself is the path ""
             vars(layer.get_submodule(name)).pop("forward", None)
 
-    def _beside(self, target: nn.Module, heard: Any, *inputs: Any, **named: Any) -> Any:
-        x = _first(inputs, named) if heard is None else vars(heard).pop("x")
-        return _added(slots.own_forward(target, *inputs, **named), lambda h: self.update(x).view_as(h))
+    def _beside(self, target: nn.Module, heard: dict[int, Tensor] | None, *inputs: Any, **named: Any) -> Any:
+        x = _first(inputs, named) if heard is None else heard.pop(threading.get_ident())
+        return _with_first(slots.own_forward(target, *inputs, **named), lambda h: self.added(h, x))
 
 
-def _hear(source: nn.Module, heard: Any, *inputs: Any, **named: Any) -> Any:
-    """The layer's own output; its input is remembered."""
-    heard.x = _first(inputs, named)
+def _hear(source: nn.Module, heard: dict[int, Tensor], *inputs: Any, **named: Any) -> Any:
+    """The layer's own output; its input is remembered until the MLP of the same pass asks for it.
+
+    By thread: a model may answer in one while it learns in another.
+    """
+    heard[threading.get_ident()] = _first(inputs, named)
     return slots.own_forward(source, *inputs, **named)
 
 
@@ -118,11 +120,9 @@ def _first(inputs: tuple[Any, ...], named: dict[str, Any]) -> Tensor:
     return inputs[0] if inputs else next(iter(named.values()))
 
 
-def _added(output: Any, update: Callable[[Tensor], Tensor]) -> Any:
-    """`output` with the update in its first part; caches, attention weights and router scores behind it stay."""
-    if isinstance(output, tuple):
-        return (update(output[0]).add_(output[0]), *output[1:])
-    return update(output).add_(output)
+def _with_first(output: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """`output` with its first part changed; caches, attention weights and router scores behind it stay."""
+    return (change(output[0]), *output[1:]) if isinstance(output, tuple) else change(output)
 
 
 def _stand(layer: nn.Module, forward: Callable[..., Any]) -> None:
