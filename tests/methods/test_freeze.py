@@ -21,6 +21,13 @@ def test_the_last_blocks_whole_and_nothing_else(name):
     assert names(name, layers=2) == [key for key, _ in model.named_parameters() if key.startswith(tuple(both))]
 
 
+def test_the_count_is_the_pages_closed_form():
+    model = tiny("llama")
+    c, m, ke = model.config.hidden_size, model.config.intermediate_size, model.config.num_key_value_heads * model.config.head_dim
+    for n in (1, 2):
+        assert freeze.build(model, Freeze(layers=n)).count == n * (2 * c * c + 2 * c * ke + 3 * c * m + 2 * c)
+
+
 def test_embeddings_and_head():
     blocks = set(names("llama", layers=1))
     assert set(names("llama", layers=1, embeddings=True)) - blocks == {"model.embed_tokens.weight"}
