@@ -95,7 +95,7 @@ def _open_run(folder: Path, device: str, dtype: str) -> Tuned:
 
 def _open(name: str, source: str, adapter: Path | None, run: config.Run | None, device: str, dtype: str) -> Tuned:
     file = layout.read(adapter) if adapter else None  # a broken adapter is said before the model is loaded
-    located = locate(source)
+    located = locate(source, headed=file is None)
     place = hardware.device(device if device != "auto" or run is None else _device(run.model.device))
     if dtype == "auto" and run is not None and run.model.dtype != "auto":
         dtype = run.model.dtype

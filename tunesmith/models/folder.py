@@ -8,6 +8,7 @@ from typing import Any
 
 _PICKLE = "a pickle: opening it can run any program that its maker put there, so it is never opened"
 PICKLES = {".bin": _PICKLE, ".pt": _PICKLE, ".pth": _PICKLE, ".ckpt": _PICKLE, ".pkl": _PICKLE}
+HEADED = ("ForSequenceClassification", "ForTokenClassification")
 TOKENIZERS = ["tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json", "tokenizer_config.json"]
 CONVERT = (
     "convert it where you trust its source, with transformers: "
@@ -15,8 +16,8 @@ CONVERT = (
 )
 
 
-def check_folder(folder: Path) -> list[str]:
-    """Every problem of a model folder, one sentence each; an empty list where it is good."""
+def check_folder(folder: Path, headed: bool = False) -> list[str]:
+    """Every problem of a model folder, one sentence each; an empty list where it is good. `headed`: it may classify or tag."""
     path = folder / "config.json"
     if not path.is_file():
         return [_what_else(folder)]
@@ -26,7 +27,7 @@ def check_folder(folder: Path) -> list[str]:
             raise ValueError("not an object")
     except ValueError as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
         return [f"{path}: not valid JSON: {error}"]
-    return _architecture(path, config) + _weights(folder) + _tokenizer(folder)
+    return _architecture(path, config, headed) + _weights(folder) + _tokenizer(folder)
 
 
 def _what_else(folder: Path) -> str:
@@ -44,7 +45,7 @@ def _what_else(folder: Path) -> str:
     return f"{folder}: not a model: it has no config.json"
 
 
-def _architecture(path: Path, config: dict[str, Any]) -> list[str]:
+def _architecture(path: Path, config: dict[str, Any], headed: bool) -> list[str]:
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
 
@@ -63,7 +64,8 @@ def _architecture(path: Path, config: dict[str, Any]) -> list[str]:
     known = {name for value in CAUSAL.values() for name in ([value] if isinstance(value, str) else value)}
     if kind not in CAUSAL or config.get("is_encoder_decoder"):
         return [f"{path}: {named[0] if named else kind} is not a causal language model; choose one that continues text"]
-    if named and not any(name in known or name.endswith(("ForCausalLM", "LMHeadModel")) for name in named):
+    endings = ("ForCausalLM", "LMHeadModel") + (HEADED if headed else ())
+    if named and not any(name in known or name.endswith(endings) for name in named):
         return [f"{path}: holds {named[0]}, which has no head for the next token; choose the {kind} checkpoint of a causal language model"]
     return []
 

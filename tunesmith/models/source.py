@@ -45,8 +45,10 @@ def builtin_folder(name: str, cache: Path | None = None) -> Path:
     return (cache or cache_folder()) / "models" / f"{name}-v{CONVERSION}"
 
 
-def locate(source: str, *, cache: Path | None = None, progress: Callable[[str], None] | None = None) -> Located:
+def locate(source: str, *, headed: bool = False, cache: Path | None = None, progress: Callable[[str], None] | None = None) -> Located:
     """The local folder of a model. `progress` is told in one sentence what takes long.
+
+    With `headed` it may be one that classifies or tags: good for answering, not for tuning.
 
     Raises UserError with every problem of the name or folder at once, and what to do.
     """
@@ -57,19 +59,19 @@ def locate(source: str, *, cache: Path | None = None, progress: Callable[[str], 
     if source.startswith("builtin:"):
         return _builtin(source, cache, tell)
     if source.startswith("ms:"):
-        return _checked(_modelscope(source.removeprefix("ms:"), tell))
+        return _checked(_modelscope(source.removeprefix("ms:"), tell), headed)
     path = Path(source).expanduser()
     if path.is_dir():
-        return _checked(Located(path, path.resolve().name, "folder", str(path.resolve())))
+        return _checked(Located(path, path.resolve().name, "folder", str(path.resolve())), headed)
     if path.is_file():
         return _file(path, cache, tell)
     if HUB_ID.fullmatch(source) and not source.startswith(("./", "../")) and path.suffix not in (".gguf", ".safetensors", *PICKLES):
-        return _checked(_hub(source, tell))
+        return _checked(_hub(source, tell), headed)
     raise UserError(f"{source}: no such folder or file{_nearest(path)}", "a hub id is written owner/name, such as Qwen/Qwen3-0.6B")
 
 
-def _checked(located: Located) -> Located:
-    if problems := check_folder(located.folder):
+def _checked(located: Located, headed: bool) -> Located:
+    if problems := check_folder(located.folder, headed):
         raise UserError(*problems)
     return located
 
