@@ -1,5 +1,6 @@
 """A proof is worth what it finds: each of these documents is wrong in one way."""
 
+import random
 from dataclasses import replace
 
 import pytest
@@ -52,3 +53,40 @@ def test_spans_that_words_cannot_say_exactly_are_no_failure():
     rows = [[[0, 3, "X"]], [[0, 5, "X"], [2, 4, "X"]], [[0, 1, "X"], [1, 2, "X"]], [[4, 5, "X"]], [[0, 5, "X"]]]
     for found in rows:
         prove(TAG.documents(spans.to_sample({"text": "some words", "spans": found}, "f:1")), TAG)
+
+
+PIECES = [
+    "a",
+    "e\u0301",
+    " ",
+    "  ",
+    "\n",
+    "\u00a0",
+    "\u3000",
+    "京",
+    "（",
+    "👩\u200d👩",
+    "हि",
+    "กิ",
+    "\ufeff",
+    "\ufffd",
+    "'s",
+    ").",
+    "2024",
+    "İ",
+    "한",
+]
+PIECES += ["<|im_end|>", "</s>", "<think>", "\ue0d0\ue0d1", "\x00", "\r\n", "▁", "Ġ", "<0x0A>", "[INST]"]
+
+
+@pytest.mark.parametrize("family", ["qwen3", "gemma-3", "mistral-v3", "phi-3"])
+@pytest.mark.parametrize("input", ["text", "chat"])
+def test_no_text_is_too_strange_to_be_proved(family, input):
+    """Whatever people write: a proof that failed for one of a million rows would stop the run."""
+    draw, renderer = random.Random(0), Renderer(make_tokenizer(family))
+    classify, tag = Labelled(renderer, "classify", ("a", "b"), input), Labelled(renderer, "tag", ("O", "B-X", "I-X"), input)
+    for _ in range(60):
+        text = "x" + "".join(draw.choices(PIECES, k=draw.randint(1, 20)))
+        marked = [[begin, begin + draw.randint(1, 3), "X"] for begin in draw.sample(range(len(text) + 3), 3) if begin + 3 <= len(text)]
+        prove(tag.documents(spans.to_sample({"text": text, "spans": marked}, "f:1")), tag)
+        prove(classify.documents(labels.to_sample({"text": text, "label": "a"}, "f:1")), classify)
