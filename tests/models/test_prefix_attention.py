@@ -180,3 +180,27 @@ def test_a_module_with_a_prefix_attends_to_it():
     given.detach(module)
     again, _ = packed_attention(module, q[None], k[None], v[None], None, 0.3, cu_seq_lens_q=starts)
     assert torch.equal(again, without) and prefix_attention.attached(module) is None
+
+
+def test_a_cards_kernels_are_called_with_shapes_that_they_take():
+    """On the meta device, which knows the shapes of their results: whether their values are right is asked on the card itself."""
+
+    def shaped(rows: int, tokens: int) -> torch.Tensor:
+        return torch.empty(tokens, rows, 16, dtype=torch.bfloat16, device="meta").transpose(0, 1)
+
+    q, k, v, prefix_k, prefix_v = shaped(4, 28), shaped(2, 28), shaped(2, 28), shaped(2, PREFIX), shaped(2, PREFIX)
+    for keys, values, starts_q, starts_k in ((k, v, STARTS, STARTS), (prefix_k, prefix_v, (0, 28), (0, PREFIX))):
+        out, lse = prefix_attention._forward_cuda(q, keys, values, starts_q, starts_k, True, 0.3)
+        assert (out.shape, lse.shape, lse.dtype) == (q.shape, (4, 28), torch.float32)
+        gradients = prefix_attention._backward_cuda(out, q, keys, values, out, lse, starts_q, starts_k, True, 0.3)
+        assert [gradient.shape for gradient in gradients] == [q.shape, keys.shape, values.shape]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("size", [64, 128])
+def test_a_cards_kernels_are_used_and_give_the_definition(size):
+    given = [leaf.detach().cuda().requires_grad_() for leaf in leaves(8, 2, size, torch.bfloat16)]
+    assert prefix_attention._fused(given[0], given[1])
+    ours = behind_prefix(*given, STARTS, size**-0.5)
+    theirs = plain([leaf.cpu() for leaf in given], STARTS, size**-0.5)
+    torch.testing.assert_close(ours.cpu().double(), theirs, rtol=2e-2, atol=2e-2)
