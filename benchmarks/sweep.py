@@ -11,9 +11,12 @@ its own, so that its memory is its own.
 
 import argparse
 import json
+import multiprocessing
+import os
 import random
 import shutil
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -23,11 +26,12 @@ from typing import Any
 from halving import FAILED, Trial, in_turn, pending, planned_tokens
 from measure import MODEL, RESULTS, ROOT, figures, fresh, run, tunesmith
 
-from tunesmith import events, hardware
+from tunesmith import cli, events, hardware
 from tunesmith.methods.method import METHODS
 from tunesmith.models.load import load_config
 from tunesmith.models.source import locate
 from tunesmith.plan import evidence
+from tunesmith.train import loop  # noqa: F401  imported once, for all runs
 
 TOKENS_PER_STEP = 256
 HELD_OUT = 32  # rows
@@ -86,6 +90,7 @@ def main() -> None:
 def sweep(arguments: argparse.Namespace, known: Known, log: Path) -> None:
     """Make runs until all are made or the time is over."""
     begun, work = time.monotonic(), fresh("sweep")
+    os.environ |= {"OMP_NUM_THREADS": str(arguments.threads), "HF_HUB_OFFLINE": "1"}
     files = data(arguments.datasets.split(","), arguments.data_root, work)
     methods = [name for name in METHODS if name in arguments.methods.split(",")]
     width = load_config(locate(arguments.model).folder).get_text_config().hidden_size
@@ -179,11 +184,11 @@ def measure(trial: Trial, train: str, held_out: str, before: float, arguments: a
     shutil.rmtree(work / "run", ignore_errors=True)
     line: dict[str, Any] = _key(trial) | {"before": before, "after": None, "seconds": None, "threads": arguments.threads}
     begun = time.monotonic()
-    try:
-        run(tunesmith(*words), cwd=work, threads=arguments.threads, log=work / "run.log")
-    except SystemExit as error:  # a rate at which the loss is not finite, say: a result, too
-        reason = str(error).strip().splitlines()[-1]
-        return line | {"failed": reason.replace(str(ROOT), ".").replace(str(Path.home()), "~"), "process_seconds": time.monotonic() - begun}
+    if (code := _forked(words, work, work / "run.log")) != 0:  # a rate at which the loss is not finite, say: a result, too
+        reason = (work / "run.log").read_text(encoding="utf-8", errors="replace").strip().rpartition("tunesmith: ")[2][:300]
+        reason = reason.replace(str(work), "").replace(str(ROOT), "").replace(str(Path.home()), "~")
+        print(f"exit code {code}: {reason}")
+        return line | {"failed": reason, "process_seconds": time.monotonic() - begun}
     happened = list(events.read_events(work / "run" / "events.jsonl"))
     evaluated = [event for event in happened if isinstance(event, events.Evaluated)]
     started = next(event for event in happened if isinstance(event, events.Started))
@@ -197,6 +202,23 @@ def measure(trial: Trial, train: str, held_out: str, before: float, arguments: a
         "model_parameters": started.total_parameters,
         "examples": round(found["tokens"] * report["documents"] / report["tokens"]),
     }
+
+
+def _forked(words: list[str], cwd: Path, log: Path) -> int:
+    """The command's exit code. The process begins with this one's imports, which cost as much as a short run, and nothing else:
+    no tensor has been made here, so no threads and no memory of another run come along."""
+
+    def child() -> None:
+        os.chdir(cwd)
+        with open(log, "w", encoding="utf-8") as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+            sys.exit(cli.main(words))
+
+    process = multiprocessing.get_context("fork").Process(target=child)
+    process.start()
+    process.join()
+    return process.exitcode or 0
 
 
 def finals(known: Known, tokens: int) -> list[dict[str, Any]]:

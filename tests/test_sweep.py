@@ -29,7 +29,7 @@ def scripts() -> Any:
 def played(halving: Any, method: str, curve: Curve, rate: float = 1e-3, tokens: int = 20_000) -> list[Any]:
     """The trials of a whole sweep of one method, in order, where a run's loss is `curve(rate, settings, tokens)`."""
     known: dict[Any, float] = {}
-    made = []
+    made: list[Any] = []
     while trials := halving.pending("tickets", method, rate, tokens, known.get):
         assert len(made) < 50, "comes to an end"
         made.append(trials[0])
