@@ -130,7 +130,7 @@ def place_for(model: Any, tokens: int) -> tuple[str, int]:
 def size_of(model: Any) -> float:
     """Root mean square of what the embedding gives for real tokens, to two digits; that of most models on the meta device.
 
-    It differs from model to model more than fifty times, and a step that suits one is far too large or small for another.
+    It differs widely (by √C alone where the class multiplies): a step that suits one model is far too large or small for another.
     """
     embedding = model.get_input_embeddings()
     rows, device = embedding.weight.shape[0], embedding.weight.device
