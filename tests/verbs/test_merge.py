@@ -102,7 +102,8 @@ def test_codes_of_a_residual_are_merged_as_they_were_trained_and_the_other_way_i
     assert (facts["trained_over"], facts["base_weights"]) == ("nf4", "nf4 of the residual")
     faithful, served = facts["difference_from_adapter"], facts["difference_of_served_lora"]
     assert faithful["mean_kl"] < 1e-6 and served["mean_kl"] > 100 * max(faithful["mean_kl"], 1e-9)
-    assert f"served as a LoRA over the original ones: KL {served['mean_kl']:.2e}" in said.out and "is merged into the original" not in said.err
+    assert f"served as a LoRA over the original ones: KL {served['mean_kl']:.2e}" in said.out
+    assert "is merged into the original" not in said.err
     about = json.loads((run / "adapter/tunesmith.json").read_text())["pissa"]
     assert about["quantised"] and all(0.02 < about["weight_difference"][over] < 0.2 for over in ("original", "nf4"))
     live = logits(open_tuned(str(run)).model)
@@ -132,6 +133,17 @@ def test_there_is_nothing_to_merge(tiny_llama: Path, data: Path, tmp_path: Path,
     assert "holds no adapter: there is nothing to merge\n" in capsys.readouterr().err
     assert cli.main(["merge", str(tmp_path / "none"), str(tmp_path / "out")]) == 2
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["prompt", "ptuning", "prefix", "ptuning_v2", "adapter"])
+def test_what_changes_no_matrix_is_not_merged(
+    name: str, tiny_llama: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs.finish(runs.settings(tiny_llama, data, tmp_path / "run", {"method": {"name": name}, "train.steps": 1}))
+    assert cli.main(["merge", str(tmp_path / "run"), str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert f"{tmp_path / 'run'}: what stands at " in said and "serve the two together" in said and "method.name=lora" in said
+    assert not (tmp_path / "out").exists() and not (tmp_path / "run/merge.json").exists()
 
 
 def test_a_full_disk_leaves_no_half_model(done: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
