@@ -85,3 +85,18 @@ def test_flags_of_the_other_sub_verb_are_refused_never_ignored():
         run("show", "good.jsonl", "--json")
     with pytest.raises(UserError, match="data check does not take -n, --served"):
         run("check", "good.jsonl", "--served", "-n", "2")
+
+
+def test_show_prints_what_a_head_learns(tiny_llama, capsys):
+    Path("labels.jsonl").write_text('{"text": "It was good.", "label": "positive"}\n{"text": "Bad", "label": "negative"}\n')
+    words, flags = ("show", "labels.jsonl", "task.name=classify"), ("--model", str(tiny_llama))
+    assert run(*words, *flags) == 0
+    assert "It was good.⟦positive⟧" in capsys.readouterr().out
+    assert run(*words, "task.input=chat", *flags) == 0
+    assert "⟦positive⟧" in capsys.readouterr().out.partition("assistant")[2]
+    assert run(*words, "task.head=words", *flags) == 0
+    assert "⟦positive<" in capsys.readouterr().out  # an answer with its end
+    with pytest.raises(UserError, match="--served: a server writes answers"):
+        run(*words, *flags, "--served")
+    with pytest.raises(UserError, match=r"task\.name=tag: data check looks at rows, whatever is learned"):
+        run("check", "labels.jsonl", "task.name=tag")

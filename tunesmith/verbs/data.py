@@ -2,7 +2,7 @@
 
 import argparse
 import datetime
-from typing import Any
+from typing import Any, Literal
 
 from tunesmith import config
 from tunesmith.errors import UserError
@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "files",
         nargs="+",
         metavar="FILE",
-        help="file, folder, glob, a name in data.info, a hub id or builtin:NAME; data.KEY=VALUE as in train",
+        help="file, folder, glob, a name in data.info, a hub id or builtin:NAME; data.KEY=VALUE as in train, and show: task.KEY=VALUE",
     )
     parser.add_argument("--json", action="store_true", help="check: print one JSON document")
     parser.add_argument(
@@ -38,8 +38,8 @@ def run(arguments: argparse.Namespace) -> int:
     if misplaced := [name for name in others if getattr(arguments, name) not in (None, False)]:
         flags = ", ".join(f"-{name}" if len(name) == 1 else f"--{name}" for name in misplaced)
         raise UserError(f"data {arguments.data_verb} does not take {flags}")
-    sources, data = _settings(arguments.files, arguments.data_verb)
-    return _check(sources, data, arguments) if arguments.data_verb == "check" else _show(sources, data, arguments)
+    sources, data, task = _settings(arguments.files, arguments.data_verb)
+    return _check(sources, data, arguments) if arguments.data_verb == "check" else _show(sources, data, task, arguments)
 
 
 def _check(sources: list[str], data: config.Data, arguments: argparse.Namespace) -> int:
@@ -62,7 +62,7 @@ def _check(sources: list[str], data: config.Data, arguments: argparse.Namespace)
     return 2 if any(checked.report.bad for checked in found) else 0
 
 
-def _show(sources: list[str], data: config.Data, arguments: argparse.Namespace) -> int:
+def _show(sources: list[str], data: config.Data, task: config.Task, arguments: argparse.Namespace) -> int:
     if len(sources) > 1:
         raise UserError("data show looks at one source; name one file, folder, glob or builtin:NAME")
     rows = ROWS if arguments.n is None and arguments.line is None else 1 if arguments.n is None else arguments.n
@@ -73,9 +73,15 @@ def _show(sources: list[str], data: config.Data, arguments: argparse.Namespace) 
     # rows that cannot be used are seen before a tokenizer is fetched
     chosen = choose(sources[0], _understand(data), rows, arguments.line, data.info)
 
+    from tunesmith.data.look import show_labels
     from tunesmith.data.look.show import show
 
     renderer = _renderer(arguments.model or MODEL, data)
+    if task.name in ("classify", "tag") and not (task.name == "classify" and task.head == "words"):
+        if arguments.served:
+            raise UserError("--served: a server writes answers; labels of a head are predicted here (leave it or task.name out)")
+        given: Literal["text", "chat"] = "chat" if task.input == "chat" else "text"
+        return show_labels.show(chosen, renderer, task.name, given, max_length=data.max_length, on_overlength=data.on_overlength)
     return show(chosen, renderer, max_length=data.max_length, on_overlength=data.on_overlength, served=arguments.served)
 
 
@@ -95,15 +101,18 @@ def _renderer(model: str, data: config.Data) -> Any:
     return Renderer(load_tokenizer(folder), thinking=data.thinking, date=date, stop_ids=stop_ids(folder, load_config(folder)))
 
 
-def _settings(words: list[str], verb: str) -> tuple[list[str], config.Data]:
-    """Sources, and the data section that the `data.KEY=VALUE` words among them make."""
+def _settings(words: list[str], verb: str) -> tuple[list[str], config.Data, config.Task]:
+    """Sources, and the sections that the `data.KEY=VALUE` and `task.KEY=VALUE` words among them make."""
     sources, overrides = [], []
     for word in words:
         key, mark, value = word.partition("=")
-        if mark and key.startswith("data."):
+        if mark and key.startswith("task.") and verb == "check":
+            raise UserError(f"{word}: data check looks at rows, whatever is learned from them; data show takes it")
+        if mark and key.startswith(("data.", "task.")):
             overrides.append((key, parse_value(value), word))
         else:
             sources.append(word)
     if not sources:
         raise UserError(f"no file named: tunesmith data {verb} FILE{'...' if verb == 'check' else ''}")
-    return sources, config.load(None, overrides).run.data
+    run = config.load(None, overrides).run
+    return sources, run.data, run.task
