@@ -38,11 +38,10 @@ def ours(name: str, niter: Any = "exact") -> tuple[Any, Any]:
     return model, tuning
 
 
-def theirs(name: str, init: str = "pissa", **settings: Any) -> Any:
-    return get_peft_model(
-        tiny(name),
-        LoraConfig(task_type="CAUSAL_LM", r=RANK, lora_alpha=ALPHA, target_modules="all-linear", init_lora_weights=init, **settings),
-    ).eval()
+def theirs(name: str, init: Any = "pissa") -> Any:
+    alpha: Any = ALPHA
+    settings = LoraConfig(task_type="CAUSAL_LM", r=RANK, lora_alpha=alpha, target_modules="all-linear", init_lora_weights=init)
+    return get_peft_model(tiny(name), settings).eval()
 
 
 def factors(model: Any) -> dict[str, Tensor]:
