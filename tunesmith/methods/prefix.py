@@ -34,7 +34,7 @@ from tunesmith.models.attention_layers import attention_layers
 from tunesmith.models.head import decoder_of
 
 NF4 = True  # trains over an NF4 base
-LEARNING_RATE = 1e-3  # at 2,048 channels, with the default encoder; a table takes about five times as much
+LEARNING_RATE = 1e-4  # at 2,048 channels, with the default encoder; a table takes many times as much (ptuning_v2)
 WIDEST = 512  # of an encoder unless a width is asked for: at the width of a 7B model it would have 270M parameters
 TEXT = "Read what follows with care, do exactly what it asks for, and answer in the form that the examples have."
 
