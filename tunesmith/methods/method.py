@@ -17,17 +17,18 @@ import torch
 from torch import Tensor
 
 from tunesmith.errors import UserError
-from tunesmith.methods import adapter, dora, freeze, full, lora, prefix, prompt, ptuning, ptuning_v2
+from tunesmith.methods import adapter, dora, freeze, full, loftq, lora, pissa, prefix, prompt, ptuning, ptuning_v2
 from tunesmith.methods.layouts import head as layouts_head
 from tunesmith.methods.tuning import Start, Tuning
 from tunesmith.models import slots
-from tunesmith.models.score import Score
+from tunesmith.models.score import Score, replaced
 
 METHODS: dict[str, ModuleType] = {
     "full": full,
     "freeze": freeze,
     "lora": lora,
     "dora": dora,
+    "pissa": pissa,
     "prompt": prompt,
     "ptuning": ptuning,
     "prefix": prefix,
@@ -38,7 +39,12 @@ METHODS: dict[str, ModuleType] = {
 
 def build(model: Any, settings: Any, *, quantized: bool, device: Any = None) -> Tuning:
     """The trained part of a model, without values. Raises UserError for what the method cannot do, with the reason."""
-    method = METHODS[settings.name]
+    method = _file(settings)
+    if method is loftq and not quantized:
+        raise UserError(
+            "method.init=loftq makes up for what NF4 rounds away, and this base is not rounded; "
+            "take method.name=qlora (model.quantize=nf4), or another method.init: method.name=pissa begins from the base's own weights"
+        )
     if quantized and not method.NF4:
         raise UserError(
             f"method {settings.name} trains the base's own weights, and NF4 codes have no gradient; "
@@ -50,21 +56,23 @@ def build(model: Any, settings: Any, *, quantized: bool, device: Any = None) -> 
         raise UserError(f"method {settings.name}: {error.args[0]}") from None
 
 
+def _file(settings: Any) -> ModuleType:
+    """The file that makes a method's modules. LoftQ is a way for LoRA to begin, but it changes the base too: it has a file of its own."""
+    return loftq if getattr(settings, "init", None) == "loftq" else METHODS[settings.name]
+
+
 def give_head(model: Any, tuning: Tuning, head: Score) -> None:
     """Let a task's head be trained beside the method's own tensors. The model's own head computes nothing then, and is left out.
 
     Raises UserError where the method was told to train that head.
     """
-    own = model.get_output_embeddings()
-    shared = {id(parameter) for parameter in model.get_input_embeddings().parameters()}
-    unused = {id(parameter) for parameter in own.parameters()} - shared
-    if beside := [path for path in tuning.adapter if model.get_submodule(path) is own]:
+    if beside := [path for path in tuning.adapter if model.get_submodule(path) is model.get_output_embeddings()]:
         raise UserError(
             f"method: {beside[0]} is the language model's head, which computes nothing for task.name={head.task}; "
             "leave it out of the method's settings: the task's own head is trained anyway"
         )
-    kept = {name: parameter for name, parameter in tuning.parameters.items() if id(parameter) not in unused}
-    tuning.parameters = kept | head.tensors
+    unused = replaced(model)
+    tuning.parameters = {name: parameter for name, parameter in tuning.parameters.items() if name not in unused} | head.tensors
     tuning.head = head
     if note := layouts_head.note(model, head):
         tuning.notes.append(note)
@@ -84,7 +92,7 @@ def begin(tuning: Tuning, start: Start, settings: Any) -> None:
     if head is not None:  # no method knows of its tensors
         own = replace(tuning, parameters={name: p for name, p in tuning.parameters.items() if name not in head.tensors}, head=None)
         head.begin(start.seed)
-    METHODS[settings.name].init(own, start, settings)
+    _file(settings).init(own, start, settings)
 
 
 def settle(model: Any, tuning: Tuning, dense: Callable[[str], Tensor]) -> None:
