@@ -44,7 +44,7 @@ def test_it_is_the_loss_that_training_makes_of_packed_rows(tiny_llama, name):
     tuned = headed(tiny_llama, "tag", TAGS)
     settings = SETTINGS[name].model_validate({"name": name} | ({} if name == "lora" else {"init": "random", "tokens": 3}))
     tuning = method.build(tuned.model, settings, quantized=False)
-    method.begin(tuning, Start(tuned.model, None, 0, torch.zeros), settings)
+    method.begin(tuning, Start(tuned.model, None, 0, lambda path: torch.empty(0)), settings)
     with torch.no_grad():
         for parameter in tuning.parameters.values():
             parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)) * 0.1)

@@ -43,9 +43,9 @@ def test_all_answers_share_the_prompt(name):
 def behind(name):
     """A model with random virtual tokens, or a prefix."""
     model = tiny("llama")
-    settings = SETTINGS[name](tokens=4, init="random")
+    settings = SETTINGS[name].model_validate({"tokens": 4, "init": "random"})
     tuning = method.build(model, settings, quantized=False)
-    method.begin(tuning, Start(model, None, 0, torch.zeros), settings)
+    method.begin(tuning, Start(model, None, 0, lambda path: torch.empty(0)), settings)
     method.place(model, tuning)
     return model
 

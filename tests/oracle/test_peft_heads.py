@@ -19,12 +19,15 @@ from tests.tiny_models import CONFIGS, some_ids, tiny
 from tunesmith.data.corpus.batches import make_row
 from tunesmith.data.corpus.documents import Documents
 from tunesmith.errors import UserError
-from tunesmith.methods import layout, method
+from tunesmith.methods import adapter_file, layout, method
 from tunesmith.methods.settings import SETTINGS
+from tunesmith.methods.tuning import Start
 from tunesmith.models import front, score, slots
+from tunesmith.models import load as loading
 from tunesmith.models.load import quiet
 from tunesmith.models.proof import Proof
 from tunesmith.step.forward import prepare
+from tunesmith.train import weights
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::UserWarning:peft"),
@@ -57,6 +60,7 @@ def ours(family: str, task: str, name: str = "lora") -> tuple[Any, Any]:
     settings: Any = SETTINGS[name]()
     tuning = method.build(model, settings, quantized=False)
     method.give_head(model, tuning, score.make(model, task, LABELS[task]))
+    method.begin(tuning, Start(model, None, 0, lambda path: torch.empty(0)), settings)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in tuning.parameters.values():
@@ -249,3 +253,55 @@ def test_the_language_models_own_head_is_not_trained_with_the_rest():
         method.give_head(model, tuning, score.make(model, "classify", LABELS["classify"]))
         assert "lm_head.weight" not in tuning.parameters and "score.weight" in tuning.parameters
         assert len(before) - len(tuning.parameters) == (-1 if kept else 0)
+
+
+def logits_of(judge: Any, ids_T: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        found: torch.Tensor = judge(input_ids=ids_T[None]).logits[0]
+    return found
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("family", ["llama", "llama_tied", "qwen3", "gpt2", "mixtral"])
+def test_a_whole_model_with_a_head_opens_in_transformers_and_here(family, task, tmp_path, monkeypatch):
+    monkeypatch.setattr(loading, "load_tokenizer", lambda folder: None)
+    tiny(family).save_pretrained(tmp_path / "base")
+    base = loading.load(tmp_path / "base", dtype=torch.float32)
+    tuning = method.build(base.model, SETTINGS["full"](), quantized=False)
+    method.give_head(base.model, tuning, score.make(base.model, task, LABELS[task], input="chat"))
+    assert tuning.head is not None
+    with torch.no_grad():
+        for seed, parameter in enumerate(tuning.parameters.values()):
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(seed)) * 0.05)
+        for parameter in tuning.head.parameters():
+            parameter.normal_()
+    (tmp_path / "model").mkdir()
+    weights.write_model(tmp_path / "model", base.model, tmp_path / "base", tuning.head)
+    with quiet():
+        judge, told = AUTO[task].from_pretrained(tmp_path / "model", output_loading_info=True)
+    assert not told["missing_keys"] and not told["unexpected_keys"], "not a tensor too few or too many"
+    assert list(judge.config.id2label.values()) == LABELS[task] and judge.config.num_labels == 3
+    head = score.read(tmp_path / "model", adapter_file.about(tmp_path / "model")["head"])
+    assert head is not None and head.about == {"task": task, "labels": LABELS[task], "input": "chat"}
+    again = loading.load(tmp_path / "model", dtype=torch.float32, own_head=False)
+    for ids_T in DOCUMENTS:
+        with torch.no_grad():
+            found = head(front.hidden(again.model, ids_T[None])[0])
+        assert torch.equal(found, scores(base.model, tuning, ids_T))
+        assert close(found if task == "tag" else found[-1], logits_of(judge, ids_T))
+
+
+def test_a_classifier_made_by_transformers_opens_here(tmp_path, monkeypatch):
+    monkeypatch.setattr(loading, "load_tokenizer", lambda folder: None)
+    judge = theirs("qwen3", "classify")
+    judge.config.id2label = dict(enumerate(LABELS["classify"]))
+    judge.save_pretrained(tmp_path)
+    head = score.read(tmp_path)
+    base = loading.load(tmp_path, dtype=torch.float32, own_head=False)
+    assert head is not None and head.labels == tuple(LABELS["classify"])
+    for ids_T in DOCUMENTS:
+        with torch.no_grad():
+            assert close(head(front.hidden(base.model, ids_T[None])[0])[-1], logits_of(judge, ids_T))
+    with pytest.raises(UserError) as caught:
+        loading.load(tmp_path, dtype=torch.float32)
+    assert "has no tensor for lm_head.weight" in caught.value.problems[0] and "a model with a task's head" in caught.value.problems[-1]
