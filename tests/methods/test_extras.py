@@ -140,7 +140,7 @@ def test_nf4_layers_are_not_trained_whole(tmp_path: Path) -> None:
     tiny("llama").save_pretrained(tmp_path)
     write_byte_tokenizer(tmp_path)
     model = loading.load(tmp_path, dtype=torch.float32, quantize=True).model
-    with pytest.raises(LookupError, match="mlp is kept in NF4.*model.quantize=null"):
+    with pytest.raises(LookupError, match=r"mlp is kept in NF4.*model\.quantize=null"):
         lora.build(model, LoRA(targets=["q"], modules_to_save=["mlp"]))
     assert lora.build(model, LoRA(targets=["q"], modules_to_save=["norm"])).count > 0
 
@@ -191,7 +191,7 @@ def test_loss_and_gradients_are_those_of_the_class(name: str, settings: dict[str
     loss.backward()
     torch.testing.assert_close(loss, reference.detach(), rtol=1e-5, atol=1e-5)
     for (key, parameter), wanted in zip(tuning.parameters.items(), expected, strict=True):
-        found = (gradients[key] if key in gradients else 0) + (0 if parameter.grad is None else parameter.grad)
+        found = gradients.get(key, 0) + (0 if parameter.grad is None else parameter.grad)
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5 * wanted.abs().max().item(), msg=key)
 
 
@@ -218,7 +218,12 @@ def test_logits_of_all_positions_never_stand_at_once(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(losses, "_BUDGET_BYTES", 1)
     model, tuning = begun("llama_tied", trainable_tokens=IDS)
     rows, own = [], tuning.adapter[HEAD].forward
-    monkeypatch.setattr(tuning.adapter[HEAD], "forward", lambda layer, h: rows.append(len(h)) or own(layer, h))
+
+    def counting(layer: Any, h_RC: torch.Tensor) -> torch.Tensor:
+        rows.append(len(h_RC))
+        return own(layer, h_RC)
+
+    monkeypatch.setattr(tuning.adapter[HEAD], "forward", counting)
     losses.learned_loss(torch.randn(50, 64, requires_grad=True), some_ids(50), head_of(model)).backward()
     assert rows == [16, 16, 16, 2]
 
@@ -239,7 +244,7 @@ def tied_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-BESIDES = {
+BESIDES: dict[str, dict[str, Any]] = {
     "rows": {"trainable_tokens": ["<|im_start|>", "<|im_end|>", 101]},
     "head and norms": {"modules_to_save": ["lm_head", "input_layernorm"]},
 }
@@ -255,7 +260,7 @@ def test_a_run_goes_on_to_the_bit_and_is_opened_as_what_was_trained(
     model = tied_folder if tied else tiny_llama
     data, held_out = runs.write_rows(tmp_path / "rows.jsonl"), runs.write_rows(tmp_path / "held_out.jsonl", 7)
     name = "dora" if base == "float32" else "lora"
-    changes = {"model.dtype": base, "method": {"name": name, "rank": 4, **BESIDES[besides]}, "data.evaluate": str(held_out)}
+    changes: dict[str, Any] = {"model.dtype": base, "method": {"name": name, "rank": 4, **BESIDES[besides]}, "data.evaluate": str(held_out)}
     changes |= {"evaluate.every": 6, "train.recompute": "blocks"}
     happened = runs.finish(runs.settings(model, data, tmp_path / "whole", changes))
     with pytest.raises(Interrupted):

@@ -111,33 +111,32 @@ def test_alpha_of_an_old_file_is_pefts_default(folder):
     config = json.loads((folder / layout.CONFIG).read_text())
     del config["lora_alpha"]
     (folder / layout.CONFIG).write_text(json.dumps(config))
-    assert set(layout.read(folder).scales.values()) == {8 / 4}
+    assert set(layout.read(folder).facts["scales"].values()) == {8 / 4}
 
 
 def test_everything_that_is_not_plain_lora_is_refused_at_once(folder):
-    change(
-        folder, use_dora=True, bias="all", modules_to_save=["lm_head"], lora_bias=True, init_lora_weights="pissa_niter_4", peft_type="IA3"
-    )
-    tensors(folder, lambda found: found.update({f"{Q0}.lora_magnitude_vector": torch.ones(64)}))
+    change(folder, bias="all", modules_to_save=["lm_head"], lora_bias=True, init_lora_weights="pissa_niter_4")
+    tensors(folder, lambda found: found.update({f"{Q0}.lora_magnitude_vector": torch.ones(64), f"{Q0}.lora_embedding_A": torch.ones(2)}))
     config, weights = folder / layout.CONFIG, folder / layout.WEIGHTS
     assert sorted(problems(lambda: layout.read(folder))) == sorted(
         [
-            f"{config}: peft_type='IA3' is not served",
-            f"{config}: use_dora=True is not served",
             f"{config}: lora_bias=True is not served",
             f"{config}: bias='all' is not served",
-            f"{config}: modules_to_save=['lm_head'] is not served",
+            f"{weights}: modules_to_save names lm_head, but there is no tensor of it",
             f"{config}: init_lora_weights='pissa_niter_4' changes the base model too; "
             "let peft convert it to a plain LoRA and save it again",
+            f"{weights}: tensor {Q0}.lora_embedding_A (2,) is not part of a plain LoRA",
             f"{weights}: tensor {Q0}.lora_magnitude_vector (64,) is not part of a plain LoRA",
         ]
     )
+    change(folder, peft_type="IA3")
+    assert problems(lambda: layout.read(folder))[0].startswith(f"{config}: peft_type='IA3' is not served")
 
 
 @pytest.mark.parametrize("start", [True, False, "gaussian", "eva", "orthogonal", None])
 def test_ways_to_begin_that_leave_the_base_alone_are_served(folder, start):
     change(folder, init_lora_weights=start)
-    assert len(layout.read(folder).scales) == 4
+    assert len(layout.read(folder).facts["scales"]) == 4
 
 
 def test_halves_and_ranks_that_do_not_meet(folder):

@@ -8,9 +8,11 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from tests.tiny_models import some_ids, tiny
-from tunesmith.methods import lora
+from tunesmith.errors import UserError
+from tunesmith.methods import lora, method
 from tunesmith.methods.lora import LoRA, scale_of
 from tunesmith.methods.settings import LoRA as Settings
+from tunesmith.methods.tuning import Start
 from tunesmith.models import slots
 from tunesmith.models.nf4 import Nf4Linear, quantize
 
@@ -36,6 +38,10 @@ def module(dropout: float = 0.0) -> LoRA:
     made.A.data.normal_()
     made.B.data.normal_()
     return made
+
+
+def begin(tuning: Any, settings: Settings | None = None, seed: int = 0, model: Any = None) -> None:
+    lora.init(tuning, Start(model or tiny("llama"), None, seed, lambda path: torch.empty(0)), settings or Settings())
 
 
 @pytest.mark.parametrize("kind", ["linear", "no bias", "conv1d", "nf4"])
@@ -122,10 +128,30 @@ def test_plus_ratio_is_for_b_alone():
     assert set(tuning.learning_rate_ratios) == {name for name in tuning.parameters if name.endswith(".B")}
 
 
+def test_gaussian_first_values():
+    tuning = lora.build(tiny("llama"), Settings(rank=16))
+    begin(tuning, Settings(rank=16, init="gaussian"))
+    values = torch.cat([p.flatten() for name, p in tuning.parameters.items() if name.endswith(".A")]).detach()
+    assert values.std().item() == pytest.approx(1 / 16, rel=0.03) and abs(values.mean().item()) < 0.002
+    assert all(p.abs().max() == 0 for name, p in tuning.parameters.items() if name.endswith(".B"))
+
+
+def test_orthogonal_first_values_are_the_base_although_neither_is_zero():
+    tuning = lora.build(tiny("llama"), Settings(rank=6, init="orthogonal"))
+    begin(tuning, Settings(rank=6, init="orthogonal"))
+    modules: Any = tuning.adapter.values()
+    for made in modules:
+        A, B = made.A.detach(), made.B.detach()
+        assert A.norm() > 0.5 and B.norm() > 0.5 and (B @ A).abs().max() < 1e-7
+        assert torch.linalg.matrix_rank(A) == torch.linalg.matrix_rank(B) == 3
+    with pytest.raises(UserError, match=r"^method lora: method\.init=orthogonal needs an even rank, not 5"):
+        method.build(tiny("llama"), Settings(rank=5, init="orthogonal"), quantized=False)
+
+
 def test_first_values():
     model = tiny("llama")
     tuning = lora.build(model, Settings(rank=16))
-    lora.init(tuning, seed=0)
+    begin(tuning)
     for name, parameter in tuning.parameters.items():
         if name.endswith(".B"):
             assert parameter.abs().max() == 0
@@ -139,11 +165,13 @@ def test_first_values():
     assert torch.equal(model(ids).logits, before), "the start is the base"
 
 
-def test_first_values_depend_on_seed_and_path_alone():
+@pytest.mark.parametrize("start", ["kaiming", "gaussian", "orthogonal"])
+def test_first_values_depend_on_seed_and_path_alone(start):
     def values(seed, **settings):
+        settings = {"init": start} | settings
         tuning = lora.build(tiny("llama"), Settings(**settings))
         torch.manual_seed(seed + 100)
-        lora.init(tuning, seed)
+        begin(tuning, Settings(**settings), seed)
         return {name: parameter.detach() for name, parameter in tuning.parameters.items() if name.endswith(".A")}
 
     one, again, other, fewer = values(0), values(0), values(1), values(0, targets=["o"])

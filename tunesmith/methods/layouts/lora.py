@@ -36,6 +36,9 @@ _CHANGES_THE_BASE = ("pissa", "corda", "olora", "mica", "loftq", "lora_ga")
 # Tensors of an update by their names there; older versions wrote the lengths without `.weight`.
 _TENSOR = re.compile(re.escape(PREFIX) + r"(.+)\.(?:lora_(A|B)(?:\.default)?\.weight|(lora_magnitude_vector)(?:\.default)?(?:\.weight)?)")
 
+# peft adds the layer's own tensors where an update stands at embedding or head: `fit` looks whether they are the model's.
+_BASE = re.compile(re.escape(PREFIX) + r"(.+)\.base_layer\.(weight|bias)")
+
 
 def reads(config: dict[str, Any]) -> bool:
     return config.get("peft_type", "LORA" if "lora_alpha" in config or "target_modules" in config else "") == "LORA"
@@ -93,6 +96,9 @@ def read(folder: Path, config: dict[str, Any], weights: dict[str, Tensor]) -> Ad
         match = _TENSOR.fullmatch(key)
         if key in known:
             continue
+        if (base := _BASE.fullmatch(key)) is not None:
+            tensors[f"{base[1]}.base_layer.{base[2]}"] = tensor
+            continue
         if match is None or tensor.ndim != (1 if match[3] else 2) or (match[3] and not dora):
             problems.append(f"{folder / WEIGHTS}: tensor {key} {tuple(tensor.shape)} is not part of a {'DoRA' if dora else 'plain LoRA'}")
         else:
@@ -147,10 +153,26 @@ def fit(file: AdapterFile, model: Any, device: Any = None) -> Tuning:
             with torch.no_grad():
                 for name, parameter in adapter[path].named_parameters():
                     parameter.copy_(file.tensors[f"{path}.{name}"])
+    problems += _changed_bases(file, layers)
     if problems:
         raise made_for_another(file, problems)
-    ordered: dict[str, nn.Module] = {path: adapter[path] for path in layers if path in adapter}
+    # as `build` has it: the updates, then what is trained besides, each in the model's order
+    at = {path: number for number, path in enumerate(layers)}
+    ordered = {path: adapter[path] for path in sorted(adapter, key=lambda path: (path not in file.facts["scales"], at[path]))}
     return Tuning(ordered, dict(slots.indexed(ordered)))
+
+
+def _changed_bases(file: AdapterFile, layers: dict[str, nn.Module]) -> list[str]:
+    """The layers whose own tensors in the file are not the model's: a vocabulary that was made larger, or trained."""
+    problems = []
+    for name, tensor in file.tensors.items():
+        path, found, last = name.rpartition(".base_layer.")
+        own: Any = getattr(layers.get(path), last, None)
+        if found and own is not None and own.device.type != "meta":
+            there = tensor.to(own.device, own.dtype)
+            if there.shape != own.shape or not torch.allclose(there, own, rtol=0.02, atol=1e-6):
+                problems.append(f"{path}: the file holds a {last} {tuple(tensor.shape)} that is not this model's {tuple(own.shape)}")
+    return problems
 
 
 def settings(file: AdapterFile, model: Any) -> dict[str, Any]:
