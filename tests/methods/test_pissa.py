@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from transformers.pytorch_utils import Conv1D
 
 from tests.tiny_models import some_ids, tiny
@@ -111,6 +112,18 @@ def test_what_was_learned_outlives_rounding_to_bf16():
     theirs = update.scale * x @ (usual[0] - usual[1]).T
     error, usual_error = ((found - learned).norm() / learned.norm() for found in (ours, theirs))
     assert error < 0.01 and usual_error > 20 * error
+
+
+@pytest.mark.parametrize("kind", ["linear", "nf4"])
+def test_a_block_that_is_computed_again_gives_the_same_gradients(kind):
+    def gradients(recompute: bool) -> list[torch.Tensor]:
+        update = module(learned=0.3)
+        base = placed(kind, update)
+        x = torch.randn(5, 64, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        y = checkpoint(base, x, use_reentrant=False) if recompute else base(x)
+        return list(torch.autograd.grad(y.square().sum(), [x, update.A, update.B]))
+
+    assert all(torch.equal(a, b) for a, b in zip(gradients(True), gradients(False), strict=True))
 
 
 def test_a_step_of_the_optimizer_is_seen():

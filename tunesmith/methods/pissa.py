@@ -75,10 +75,11 @@ class PiSSA(nn.Module):
         weight_OI = dense().to(self.A0.device)
         residual_OI = weight_OI - self._taken()
         codes = layer.requantised(residual_OI)
-        kept_OI = nf4.dequantize(codes, (layer.out_features, layer.in_features), layer.dtype).float()
-        lost, norm = residual_OI - kept_OI, weight_OI.norm()
-        also_lost = weight_OI - layer.dequantized().float()
-        self.differences = {"original": (lost.norm() / norm).item(), "nf4": ((lost - also_lost).norm() / norm).item()}
+        lost_OI = residual_OI.sub_(nf4.dequantize(codes, (layer.out_features, layer.in_features), layer.dtype))
+        norm = weight_OI.norm().item()
+        self.differences = {"original": lost_OI.norm().item() / norm}
+        lost_OI.sub_(weight_OI).add_(layer.dequantized())  # what its own codes lose does not come on top, where both lose the same
+        self.differences["nf4"] = lost_OI.norm().item() / norm
         self._aside = codes.to(torch.device("cpu"))
 
     def attach(self, layer: Any) -> None:
