@@ -1,6 +1,6 @@
 import pytest
 
-from tests.imports.tables import known, translated
+from tests.imports.tables import known, runs, translated
 from tunesmith.imports import axolotl
 
 # Keys of its shipped examples for text, and others that people write.
@@ -37,6 +37,14 @@ def settings(**given):
         ({"adapter": "qlora"}, {"method.name": "lora", "model.quantize": "nf4"}),
         ({"load_in_4bit": True}, {"model.quantize": "nf4"}),
         ({"adapter": None}, {"method.name": "full"}),
+        ({"peft_use_dora": True}, {"method.name": "dora"}),
+        ({"peft_init_lora_weights": "pissa_niter_4"}, {"method.name": "pissa", "method.niter": 4}),
+        ({"lora_modules_to_save": ["embed_tokens", "lm_head"]}, {"method.modules_to_save": ["embed_tokens", "lm_head"]}),
+        ({"peft_trainable_token_indices": [5, 6]}, {"method.trainable_tokens": [5, 6]}),
+        (
+            {"adapter": None, "unfrozen_parameters": ["^lm_head.weight$", "model.layers.4[4-7]+.mlp"]},
+            {"method.name": "freeze", "method.pattern": "(?:^lm_head.weight$).*|(?:model.layers.4[4-7]+.mlp).*"},
+        ),
         ({"lora_target_linear": True}, {"method.targets": "all"}),
         ({"lora_target_modules": ["q_proj", "v_proj"]}, {"method.targets": ["q_proj", "v_proj"]}),
         (
@@ -58,6 +66,7 @@ def settings(**given):
 def test_values(given, expected):
     found = settings(**given).settings
     assert {key: found.get(key) for key in expected} == expected
+    assert runs(found)
 
 
 @pytest.mark.parametrize(
@@ -68,6 +77,9 @@ def test_values(given, expected):
         ({"load_in_8bit": True}, "load_in_8bit: true: a base of 8 bits is not here"),
         ({"lora_target_modules": ["model.layers.[0-9]+.(q|v)_proj"]}, "lora_target_modules: "),
         ({"wandb_project": "mine"}, "wandb_project: mine: trackers are not served"),
+        ({"unfrozen_parameters": ["lm_head"]}, "unfrozen_parameters: [lm_head]: says nothing beside an adapter"),
+        ({"adapter": None, "unfrozen_parameters": ["embed_tokens[:9]"]}, "unfrozen_parameters: "),
+        ({"adapter": None, "peft_use_dora": True}, "peft_use_dora: true: says nothing where every weight is trained"),
         ({"adapter": None, "lora_r": 8}, "lora_r: 8: says nothing where every weight is trained"),
     ],
     ids=str,

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from tests.imports.tables import known, translated
+from tests.imports.tables import known, runs, translated
 from tunesmith.imports import llamafactory
 
 # Every field of LLaMA-Factory 0.9.5's dataclasses (ModelArguments, DataArguments, FinetuningArguments, TrainingArguments,
@@ -103,6 +103,12 @@ def settings(**given):
         ({"lora_target": "q_proj,v_proj"}, {"method.targets": ["q_proj", "v_proj"]}),
         ({"lora_target": "all"}, {"method.targets": "all"}),
         ({"use_rslora": True, "loraplus_lr_ratio": 16.0}, {"method.rslora": True, "method.plus_ratio": 16.0}),
+        ({"use_dora": True, "lora_dropout": 0.1}, {"method.name": "dora", "method.dropout": 0.1}),
+        ({"pissa_init": True}, {"method.name": "pissa", "method.niter": 16, "method.alpha": 16}),
+        ({"pissa_init": True, "pissa_iter": -1, "lora_alpha": 8}, {"method.name": "pissa", "method.niter": "exact", "method.alpha": 8}),
+        ({"additional_target": "embed_tokens,lm_head"}, {"method.name": "lora", "method.modules_to_save": ["embed_tokens", "lm_head"]}),
+        ({"finetuning_type": "freeze", "freeze_trainable_layers": -2}, {"method.layers": 2, "method.end": "first"}),
+        ({"finetuning_type": "freeze", "num_layer_trainable": 3}, {"method.name": "freeze", "method.layers": 3, "method.end": None}),
         ({"quantization_bit": 4, "double_quantization": False}, {"model.quantize": "nf4", "model.double_quant": False}),
         ({"finetuning_type": "full"}, {"method.name": "full"}),
         ({"finetuning_type": "freeze", "freeze_trainable_layers": 4}, {"method.name": "freeze", "method.layers": 4}),
@@ -126,13 +132,17 @@ def settings(**given):
 def test_values(given, expected):
     found = settings(**given).settings
     assert {key: found.get(key) for key in expected} == expected
+    assert runs(found)
 
 
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"use_dora": True}, "use_dora: true: DoRA is not in this version yet; plain LoRA is trained"),
-        ({"pissa_init": True}, "pissa_init: true: PiSSA is not in this version yet"),
+        ({"use_dora": True, "pissa_init": True}, "pissa_init: true: DoRA begins with B = 0 here, as LoRA does"),
+        ({"pissa_iter": 4}, "pissa_iter: 4: says nothing without pissa_init"),
+        ({"pissa_init": True, "lora_dropout": 0.1}, "lora_dropout: 0.1: PiSSA has no dropout here"),
+        ({"finetuning_type": "freeze", "additional_target": "lm_head"}, "additional_target: lm_head: says nothing where freeze is trained"),
+        ({"finetuning_type": "freeze", "freeze_trainable_modules": "self_attn"}, "freeze_trainable_modules: self_attn: whole blocks"),
         ({"train_on_prompt": True}, "train_on_prompt: true: every answer is learned and no question is"),
         ({"quantization_bit": 8}, "quantization_bit: 8: a base of 8 bits is not here"),
         ({"deepspeed": "ds.json"}, "deepspeed: ds.json: several devices"),
@@ -155,7 +165,6 @@ def test_what_is_left_is_listed(given, words):
         ({"stage": "rm"}, "stage: a reward model"),
         ({"finetuning_type": "oft"}, "finetuning_type: oft is no method of this version"),
         ({"adapter_name_or_path": "a,b"}, "adapter_name_or_path: one adapter is gone on from"),
-        ({"freeze_trainable_layers": -2, "finetuning_type": "freeze"}, "freeze_trainable_layers: the last blocks are trained here"),
         ({"dataset": None}, "no dataset: what is learned from?"),
         ({"dataset": None, "export_dir": "out"}, "export_dir: nothing is trained; `tunesmith merge DIR OUT`"),
         ({"do_train": False}, "do_train: nothing is trained"),

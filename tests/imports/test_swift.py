@@ -1,6 +1,6 @@
 import pytest
 
-from tests.imports.tables import known, translated
+from tests.imports.tables import known, runs, translated
 from tunesmith.imports import swift
 
 BASE = {"model": "Qwen/Qwen3-0.6B", "dataset": ["mine.jsonl#500"], "tuner_type": "lora", "target_modules": ["all-linear"]}
@@ -28,6 +28,22 @@ def test_common_keys_are_known():
         ({"dataset": ["a.jsonl", "b.jsonl"]}, {"data.train": [{"source": "a.jsonl", "weight": 1.0}, {"source": "b.jsonl", "weight": 1.0}]}),
         ({"split_dataset_ratio": 0.01}, {"data.evaluate": 0.01}),
         ({"quant_bits": 4}, {"model.quantize": "nf4"}),
+        ({"use_dora": True}, {"method.name": "dora", "method.alpha": 32}),
+        ({"init_weights": "pissa_niter_4"}, {"method.name": "pissa", "method.niter": 4}),
+        ({"quant_bits": 4, "init_weights": "loftq"}, {"method.name": "lora", "method.init": "loftq"}),
+        ({"modules_to_save": ["lm_head"]}, {"method.modules_to_save": ["lm_head"]}),
+        (
+            {"tuner_type": "adapter", "target_modules": None},
+            {"method.name": "adapter", "method.width": 128, "method.activation": "gelu", "method.targets": None},
+        ),
+        ({"tuner_type": "adapter", "adapter_length": 64, "adapter_act": "silu"}, {"method.width": 64, "method.activation": "silu"}),
+        (
+            {"tuner_type": "full", "freeze_parameters_ratio": 1.0, "trainable_parameters": ["model.norm"]},
+            {"method.name": "freeze", "method.pattern": r"model\.norm.*"},
+        ),
+        ({"tuner_type": "full", "freeze_parameters_ratio": 0.5}, {"method.name": "full", "method.pattern": None}),
+        ({"task_type": "seq_cls", "num_labels": 2}, {"task.name": "classify"}),
+        ({"task_type": "causal_lm"}, {"task.name": None}),
         ({"truncation_strategy": "delete"}, {"data.on_overlength": "drop"}),
     ],
     ids=str,
@@ -36,6 +52,7 @@ def test_values(given, expected):
     t = translated(BASE | given)
     assert not t.refused
     assert {key: t.settings.get(key) for key in expected} == expected
+    assert runs(t.settings)
 
 
 @pytest.mark.parametrize(
@@ -43,6 +60,7 @@ def test_values(given, expected):
     [
         ({"rlhf_type": "dpo"}, "rlhf_type: training by preferences"),
         ({"tuner_type": "boft"}, "tuner_type: boft is no method"),
+        ({"task_type": "embedding"}, "task_type: embedding is no task"),
         ({"dataset": []}, "no dataset"),
         ({"model": None}, "no model"),
     ],

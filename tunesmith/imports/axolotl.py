@@ -3,7 +3,7 @@
 import re
 
 from tunesmith.imports import axolotl_sets as sets
-from tunesmith.imports import trainer
+from tunesmith.imports import trainer, updates
 from tunesmith.imports.batch import Measured, tokens_per_step
 from tunesmith.imports.translation import Translation, names
 
@@ -62,10 +62,8 @@ LEFT = {
     "it would change the model or its tokenizer, which are left as they are": "special_tokens tokens added_tokens_overrides "
     "resize_token_embeddings_to_32x shrink_embeddings embeddings_skip_upcast overrides_of_model_config overrides_of_model_kwargs "
     "rope_scaling noisy_embedding_alpha reinit_weights expand_model fix_untrained_tokens tokenizer_config random_init_weights",
-    "modules beside the adapter are not trained": "lora_modules_to_save peft_trainable_token_indices unfrozen_parameters",
-    "DoRA is not in this version yet; plain LoRA is trained": "peft_use_dora",
     "no setting here": "debug lora_fan_in_fan_out lora_target_parameters peft_layers_to_transform peft_layers_pattern "
-    "peft_init_lora_weights peft loraplus_lr_embedding neftune_noise_alpha lr_scheduler_kwargs cosine_min_lr_ratio "
+    "peft loraplus_lr_embedding neftune_noise_alpha lr_scheduler_kwargs cosine_min_lr_ratio "
     "cosine_constant_lr_ratio lr_div_factor lr_groups optim_args optim_target_modules embedding_lr embedding_lr_scale "
     "torch_compile_backend torch_compile_mode auto_find_batch_size curriculum_sampling label_smoothing_factor save_only_model "
     "auto_resume_from_checkpoints excess_length_strategy min_sample_len remove_unused_columns dataset_exact_deduplication "
@@ -87,8 +85,10 @@ READ = (
     "pretraining_dataset test_datasets val_set_size sample_packing micro_batch_size gradient_accumulation_steps batch_size optimizer "
     "lr_scheduler warmup_ratio warmup_steps max_steps bf16 bfloat16 fp16 float16 saves_per_epoch evals_per_epoch save_steps "
     "save_strategy eval_steps eval_strategy evaluation_strategy gradient_checkpointing activation_offloading rl "
-    "resume_from_checkpoint torch_compile merge_lora gptq sequence_len"
+    "resume_from_checkpoint torch_compile merge_lora gptq sequence_len peft_use_dora peft_init_lora_weights lora_modules_to_save "
+    "peft_trainable_token_indices unfrozen_parameters"
 )
+OF_LORA = "peft_use_dora peft_init_lora_weights lora_modules_to_save peft_trainable_token_indices"
 
 
 def translate(t: Translation) -> None:
@@ -141,9 +141,13 @@ def _model(t: Translation) -> None:
 def _method(t: Translation) -> None:
     adapter = t.word("adapter")
     if adapter in ("lora", "qlora"):
-        t.put("method.name", "lora", "adapter")
         if adapter == "qlora" and "model.quantize" not in t.settings:
             t.put("model.quantize", "nf4", "adapter")
+        updates.kind(t, "peft_use_dora", "peft_init_lora_weights", CARRIED, "adapter")
+        updates.beside(t, "lora_modules_to_save")
+        updates.tokens(t, "peft_trainable_token_indices")
+        if t.has("unfrozen_parameters"):
+            t.drop("unfrozen_parameters", "says nothing beside an adapter, over which the whole base is frozen")
         wanted = names(t.take("lora_target_modules"))
         if t.take("lora_target_linear") or wanted in (["all-linear"], ["all"]):
             t.put("method.targets", "all", "lora_target_linear" if t.has("lora_target_linear") else "lora_target_modules")
@@ -152,11 +156,24 @@ def _method(t: Translation) -> None:
         elif wanted:
             t.put("method.targets", wanted, "lora_target_modules")
     elif adapter is None:
-        t.put("method.name", "full", *(["adapter"] if "adapter" in t.given else []))
-        for key in [key for key in CARRIED if CARRIED[key].startswith("method.") and key in t.given]:
+        _whole(t)
+        for key in [key for key in (*CARRIED, *OF_LORA.split()) if CARRIED.get(key, "method.").startswith("method.") and key in t.given]:
             t.drop(key, "says nothing where every weight is trained")
     else:
         t.refuse("adapter", f"{adapter} is no method of this version; lora, qlora and none (full) are")
+
+
+def _whole(t: Translation) -> None:
+    """Every weight, or those that `unfrozen_parameters` names: patterns that a name begins with, some for a part of the rows."""
+    said, wanted = ["adapter"] if "adapter" in t.given else [], names(t.take("unfrozen_parameters"))
+    parts = [name for name in wanted if re.search(r"\[\d*:\d*\]$", name)]
+    if not wanted or parts:
+        t.put("method.name", "full", *said)
+        if parts:
+            t.drop("unfrozen_parameters", "rows of a tensor are not trained alone; every weight is")
+        return
+    t.put("method.name", "freeze", *said)
+    t.put("method.pattern", "|".join(f"(?:{name}).*" for name in wanted), "unfrozen_parameters")
 
 
 def _evaluation(t: Translation, seen: Measured | str) -> None:

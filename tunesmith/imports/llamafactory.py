@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from tunesmith.imports import trainer
+from tunesmith.imports import trainer, updates
 from tunesmith.imports.batch import Measured, tokens_per_step
 from tunesmith.imports.translation import Translation, is_off, joined, names, plain
 
@@ -27,12 +27,11 @@ THEIR_NEEDLESS = {
     "padding is never learned": "ignore_pad_token_for_loss",
     "no program of a model is ever run": "trust_remote_code",
     "a device map is not needed": "quantization_device_map use_kv_cache",
+    "a PiSSA is always saved as a LoRA of the base as it was": "pissa_convert",
 }
 THEIR_LEFT = {
-    "not a method of this version": "pissa_iter pissa_convert oft_rank oft_block_size oft_target module_dropout loraplus_lr_embedding",
-    "DoRA is not in this version yet; plain LoRA is trained": "use_dora",
-    "PiSSA is not in this version yet; LoRA begins as usual (B = 0)": "pissa_init",
-    "modules beside the adapter are not trained in this version": "additional_target",
+    "not a method of this version": "oft_rank oft_block_size oft_target module_dropout",
+    "embeddings that are trained whole (method.modules_to_save) learn at the run's rate": "loraplus_lr_embedding",
     "optimizers of this kind are not here; AdamW is used": "use_galore galore_target galore_rank galore_update_interval galore_scale "
     "galore_proj_type galore_layerwise use_apollo apollo_target apollo_rank apollo_update_interval apollo_scale apollo_proj "
     "apollo_proj_type apollo_scale_type apollo_layerwise apollo_scale_front use_badam badam_mode badam_start_block badam_switch_mode "
@@ -74,11 +73,13 @@ THEIR_LEFT = {
 NEEDLESS = joined(trainer.NEEDLESS, THEIR_NEEDLESS)
 LEFT = joined(trainer.LEFT, THEIR_LEFT)
 READ = trainer.READ + (
-    " stage model_name_or_path model_revision adapter_name_or_path finetuning_type lora_target freeze_trainable_layers "
-    "freeze_trainable_modules freeze_extra_modules quantization_bit quantization_method quantization_type dataset dataset_dir "
-    "eval_dataset val_size max_samples mix_strategy interleave_probs packing neat_packing enable_thinking cutoff_len "
+    " stage model_name_or_path model_revision adapter_name_or_path finetuning_type lora_target use_dora pissa_init pissa_iter "
+    "additional_target freeze_trainable_layers freeze_trainable_modules num_layer_trainable name_module_trainable "
+    "freeze_extra_modules quantization_bit quantization_method quantization_type dataset dataset_dir eval_dataset val_size "
+    "max_samples mix_strategy interleave_probs packing neat_packing enable_thinking cutoff_len "
     "disable_gradient_checkpointing"
 )
+OF_LORA = "lora_rank lora_alpha lora_dropout lora_target use_rslora loraplus_lr_ratio use_dora pissa_init pissa_iter pissa_convert"
 STAGES = {
     "rm": "a reward model is not trained here",
     "ppo": "PPO is not in this version",
@@ -153,12 +154,15 @@ def _method(t: Translation) -> None:
     if kind not in ("lora", "full", "freeze"):
         t.refuse("finetuning_type", f"{kind} is no method of this version; lora, full and freeze are")
         return
-    t.put("method.name", kind, *(["finetuning_type"] if "finetuning_type" in t.given else []))
+    said = ["finetuning_type"] if "finetuning_type" in t.given else []
     if kind != "lora":
-        for key in ("lora_rank", "lora_alpha", "lora_dropout", "lora_target", "use_rslora", "loraplus_lr_ratio"):
+        t.put("method.name", kind, *said)
+        for key in [*OF_LORA.split(), "additional_target"]:
             if key in t.given:
                 t.drop(key, f"says nothing where {kind} is trained")
     if kind == "lora":
+        _update(t, said)
+        updates.beside(t, "additional_target")
         targets = names(t.take("lora_target", "all"))
         if "lora_target" in t.given:
             t.put("method.targets", "all" if targets == ["all"] else targets, "lora_target")
@@ -166,14 +170,35 @@ def _method(t: Translation) -> None:
         _frozen(t)
 
 
+def _update(t: Translation, said: list[str]) -> None:
+    """LoRA, DoRA or PiSSA. PiSSA there is scaled by their alpha, 2·rank by default, and iterates 16 times; -1 is an exact SVD."""
+    iterations = t.number("pissa_iter")
+    if t.take("pissa_init") is not True or t.take("use_dora") is True:
+        updates.kind(t, "use_dora", "", CARRIED, *said)
+        if t.has("pissa_init"):
+            t.drop("pissa_init", "DoRA begins with B = 0 here, as LoRA does")
+        if "pissa_iter" in t.given:
+            t.drop("pissa_iter", "says nothing without pissa_init")
+        return
+    t.put("method.name", "pissa", *said, "pissa_init")
+    exact = iterations is not None and iterations < 1
+    t.put("method.niter", "exact" if exact else int(iterations or 16), *(["pissa_iter"] if "pissa_iter" in t.given else []))
+    if "lora_alpha" not in t.given:
+        rank = t.number("lora_rank") or 8
+        t.put("method.alpha", 2 * rank)
+    updates.without(t, "method.dropout", CARRIED)
+
+
 def _frozen(t: Translation) -> None:
-    layers = t.number("freeze_trainable_layers")
+    key = "freeze_trainable_layers" if "freeze_trainable_layers" in t.given else "num_layer_trainable"  # its older name
+    layers = t.number(key)
+    if layers:
+        t.put("method.layers", abs(int(layers)), key)
     if layers and layers < 0:
-        t.refuse("freeze_trainable_layers", "the last blocks are trained here, not the first")
-    elif layers:
-        t.put("method.layers", int(layers), "freeze_trainable_layers")
-    if names(t.take("freeze_trainable_modules", "all")) != ["all"]:
-        t.drop("freeze_trainable_modules", "whole blocks are trained here")
+        t.put("method.end", "first", key)
+    for key in ("freeze_trainable_modules", "name_module_trainable"):
+        if names(t.take(key, "all")) != ["all"]:
+            t.drop(key, "whole blocks are trained; method.pattern names tensors, such as .*layers\\.(14|15)\\.self_attn.*")
     extra = set(names(t.take("freeze_extra_modules")))
     if extra & {"embed_tokens", "wte"}:
         t.put("method.embeddings", True, "freeze_extra_modules")
