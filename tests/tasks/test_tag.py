@@ -36,7 +36,7 @@ def test_rows_that_it_cannot_learn():
 
 @needs("cluener")
 @pytest.mark.parametrize(
-    ("file", "share"), [("cluener/dev.jsonl", 0.99), ("msra_ner/test.txt", 1.0), ("restaurant8k_slots/test.json", 0.99)]
+    ("file", "share"), [("cluener/dev.jsonl", 0.99), ("msra_ner/test.txt", 1.0), ("restaurant8k_slots/test.json", 0.97)]
 )
 def test_words_can_say_almost_all_entities_of_real_files(file, share):
     samples = read(file)[0][:300]
