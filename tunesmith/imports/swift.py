@@ -117,10 +117,10 @@ def _whole(t: Translation, said: list[str]) -> None:
         keys = [each for each in ("freeze_parameters_ratio", "trainable_parameters", "trainable_parameters_regex") if t.has(each)]
         t.put("method.name", "freeze", *said)
         t.put("method.pattern", "|".join(parts), *keys)
-        rest = ("freeze_parameters", "freeze_parameters_regex")
+        rest = ["freeze_parameters", "freeze_parameters_regex"]
     else:
         t.put("method.name", "full", *said)
-        rest = tuple(OF_FREEZING.split())
+        rest = OF_FREEZING.split()
     for each in rest:
         if each in t.given:
             t.drop(each, "what is trained is named, not what is frozen: method=freeze method.pattern=REGEX")
