@@ -67,6 +67,15 @@ def test_the_card_s_numbers_are_those_of_the_files(done: Path) -> None:
     assert f"tunesmith merge {done} OUT" in body
 
 
+def test_the_card_says_how_far_a_served_adapter_is_from_what_was_trained(done: Path, tmp_path: Path) -> None:
+    assert "away in its weights" not in (done / "README.md").read_text()
+    (tmp_path / "tunesmith.json").write_text('{"pissa": {"weight_difference": {"original": 0.0834, "nf4": 0.12}}}')
+    assert report._served(tmp_path) == [
+        "| the adapter over the original weights | is 8.3% away in its weights from what was trained; `tunesmith merge` makes just that |"
+    ]
+    assert report._served(tmp_path / "none") == []
+
+
 def test_a_running_mean_has_no_pull_of_its_first_value() -> None:
     assert report.smoothed([4.0]) == [4.0]
     assert report.smoothed([2.0] * 50) == pytest.approx([2.0] * 50)

@@ -76,9 +76,9 @@ class PiSSA(nn.Module):
         residual_OI = weight_OI - self._taken()
         codes = layer.requantised(residual_OI)
         lost_OI = residual_OI.sub_(nf4.dequantize(codes, (layer.out_features, layer.in_features), layer.dtype))
-        norm = weight_OI.norm().item()
+        norm = max(weight_OI.norm().item(), 1e-30)
         self.differences = {"original": lost_OI.norm().item() / norm}
-        lost_OI.sub_(weight_OI).add_(layer.dequantized())  # what its own codes lose does not come on top, where both lose the same
+        lost_OI.sub_(weight_OI).add_(layer.dequantized())  # nf4(W) - s·B0·A0 against nf4(W - s·B0·A0)
         self.differences["nf4"] = lost_OI.norm().item() / norm
         self._aside = codes.to(torch.device("cpu"))
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from tunesmith import events
 from tunesmith.config import Run
+from tunesmith.methods import adapter_file
 from tunesmith.train import folder
 
 
@@ -68,6 +69,7 @@ def card(out: Path, run: Run, finished: events.Finished) -> str:
         f"| learning rate | {run.train.learning_rate}, {run.train.schedule} |",
         f"| loss at the end | {finished.loss:.4f} |",
         *_best(out),
+        *_served(out / "adapter"),
         f"| speed, time | {finished.tokens_per_second:,.0f} tokens/s, {finished.seconds:,.0f} s |",
         f"| peak memory | {finished.peak_memory_bytes / 1e9:.2f} GB |",
         "",
@@ -83,6 +85,13 @@ def card(out: Path, run: Run, finished: events.Finished) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _served(adapter: Path) -> list[str]:
+    """How far an adapter that was trained over NF4 codes of a residual is, as others serve it, from what was trained."""
+    apart = adapter_file.about(adapter).get("pissa", {}).get("weight_difference", {})
+    said = "is {:.1%} away in its weights from what was trained; `tunesmith merge` makes just that"
+    return [f"| the adapter over the original weights | {said.format(apart['original'])} |"] if apart else []
 
 
 def _best(out: Path) -> list[str]:
