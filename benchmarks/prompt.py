@@ -128,7 +128,8 @@ def made(hidden: int, layers: int, dtype: str, device: str) -> Any:
     )  # fmt: skip
     torch.manual_seed(0)
     with quiet():
-        return LlamaForCausalLM(config).to(device, getattr(torch, dtype)).requires_grad_(False)
+        model: Any = LlamaForCausalLM(config)
+    return model.to(device, getattr(torch, dtype)).requires_grad_(False)
 
 
 def main() -> None:
