@@ -138,10 +138,9 @@ class _BehindPrefix(torch.autograd.Function):
         out_p_HTE, lse_p_HT = forward(q, prefix_k, prefix_v, whole, front, False, scale)
         out_d_HTE, lse_d_HT = forward(q, k, v, starts, starts, True, scale)
         lse_HT = torch.logaddexp(lse_p_HT, lse_d_HT)
-        out_HTE = torch.empty_like(q.transpose(0, 1), memory_format=torch.contiguous_format).transpose(0, 1)
         weight_HT1 = (lse_p_HT - lse_HT).exp_().unsqueeze(-1)
         # the two weights are one in sum, so the merged output is a step from one part towards the other
-        out_HTE.copy_(torch.lerp(out_d_HTE.to(lse_HT.dtype), out_p_HTE.to(lse_HT.dtype), weight_HT1))
+        out_HTE = out_d_HTE.to(lse_HT.dtype).lerp_(out_p_HTE.to(lse_HT.dtype), weight_HT1).to(q.dtype)
         ctx.save_for_backward(q, k, v, prefix_k, prefix_v, out_HTE, lse_HT)
         ctx.starts, ctx.scale = starts, scale
         return out_HTE
@@ -207,16 +206,16 @@ def _grouped(q_HTE: Tensor, k_KSE: Tensor, v_KSE: Tensor) -> tuple[Tensor, Tenso
 def _forward_cpu(
     q_HTE: Tensor, k_KSE: Tensor, v_KSE: Tensor, starts_q: Sequence[int], starts_k: Sequence[int], causal: bool, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """Output [H, T, E] and lse [H, T] of each stretch of queries over its stretch of keys."""
-    outs, lses = [], []
+    """Output [H, T, E], laid out as [T, H, E], and lse [H, T] of each stretch of queries over its stretch of keys."""
+    out_THE, lses = q_HTE.new_empty(q_HTE.shape[1], q_HTE.shape[0], q_HTE.shape[2]), []
     for (begin, end), (first, last) in zip(pairwise(starts_q), pairwise(starts_k), strict=True):
         if begin == end:
             continue
         q, k, v = _grouped(q_HTE[:, begin:end], k_KSE[:, first:last], v_KSE[:, first:last])
         out, lse = _aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal, scale=scale)
-        outs.append(out.flatten(0, 1))
+        out_THE[begin:end].copy_(out.flatten(0, 1).transpose(0, 1))
         lses.append(lse.flatten(0, 1))
-    return torch.cat(outs, dim=1), torch.cat(lses, dim=1)
+    return out_THE.transpose(0, 1), _joined(lses)
 
 
 def _backward_cpu(
@@ -234,7 +233,11 @@ def _backward_cpu(
         dqs.append(dq.flatten(0, 1))
         dks.append(dk.sum(1))
         dvs.append(dv.sum(1))
-    return torch.cat(dqs, dim=1), torch.cat(dks, dim=1), torch.cat(dvs, dim=1)
+    return _joined(dqs), _joined(dks), _joined(dvs)
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
 
 
 def _offsets(starts: Sequence[int], device: torch.device) -> tuple[Tensor, int]:
