@@ -7,13 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+import transformers
 
 from tests.runs import finish, own_cache, settings, steps_of  # noqa: F401
 from tunesmith.data.sources import load_samples
 from tunesmith.errors import UserError
 from tunesmith.evaluate.evaluate import evaluate
+from tunesmith.evaluate.predict import predict
+from tunesmith.models.load import quiet
 from tunesmith.tuned import open_tuned
-from tunesmith.verbs import chat
+from tunesmith.verbs import chat, merge
 
 NAMES, TOWNS = ["Ann", "Bob", "Zoe", "Max"], ["Rome", "Oslo", "Bonn", "Kiel"]
 RATES = {"lora": 0.01, "prefix": 0.02, "full": 0.003}
@@ -98,3 +102,25 @@ def test_label_words_are_learned_as_answers_and_told_apart_by_likelihood(tiny_ll
     assert tuned.head is None and tuned.run is not None and tuned.run.task.labels == ["person", "town"]
     result = evaluate(tuned, samples_of(tmp_path, "classify"), labels=tuned.run.task.labels)
     assert result.scores["accuracy"] > 0.9 and result.confusion is not None and result.confusion.other_L == [0, 0]
+
+
+@pytest.mark.parametrize(("task", "change"), [("classify", {}), ("tag", {"model.quantize": "nf4"})])
+def test_a_merged_run_is_the_run_and_opens_in_transformers(tiny_llama, tmp_path, task, change):
+    finish(run_of(tiny_llama, tmp_path / "run", task, "lora", **{"train.steps": 10} | change))
+    assert merge.merge_run(tmp_path / "run", tmp_path / "merged", None) == 0
+    facts = json.loads((tmp_path / "merged" / "merge.json").read_text())
+    if not change:
+        assert facts["difference_from_adapter"]["largest_logit_difference"] < 1e-4
+    tuned = open_tuned(str(tmp_path / "merged"))
+    before = open_tuned(str(tmp_path / "run")).head
+    assert tuned.head is not None and before is not None and tuned.head.about == before.about
+    auto = {"classify": transformers.AutoModelForSequenceClassification, "tag": transformers.AutoModelForTokenClassification}[task]
+    with quiet():
+        judge, told = auto.from_pretrained(tmp_path / "merged", output_loading_info=True)
+    assert not told["missing_keys"] and not told["unexpected_keys"]
+    fed = tuned.renderer.feed(tuned.renderer.sample("Max or Bonn"))
+    [found] = predict(tuned, [fed])
+    with torch.no_grad():
+        logits = judge(input_ids=torch.tensor([fed.ids])).logits[0]
+    expected = logits[list(fed.positions)] if task == "tag" else logits[None]
+    torch.testing.assert_close(found.logp_PL, expected.log_softmax(-1), rtol=1e-4, atol=1e-4)

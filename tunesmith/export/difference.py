@@ -21,9 +21,12 @@ class Difference:
 
 
 @torch.no_grad()
-def logits_of(model: Any, prompts: Sequence[Sequence[int]]) -> list[Tensor]:
-    """[T, V] fp32 logits of each prompt, on the CPU."""
-    return [front.logits(model, torch.tensor([list(ids)], device=model.device))[0].float().cpu() for ids in prompts]
+def logits_of(model: Any, prompts: Sequence[Sequence[int]], head: Any = None) -> list[Tensor]:
+    """[T, V] fp32 logits of each prompt, on the CPU: of the next token, or of a task head's labels."""
+    every = [torch.tensor([list(ids)], device=model.device) for ids in prompts]
+    if head is not None:
+        return [head(front.hidden(model, ids_1T)[0]).cpu() for ids_1T in every]
+    return [front.logits(model, ids_1T)[0].float().cpu() for ids_1T in every]
 
 
 def compare(first: Sequence[Tensor], second: Sequence[Tensor]) -> Difference:
@@ -52,4 +55,6 @@ def prompts(tokenizer: Any, renderer: Any) -> list[list[int]]:
         "用一句话解释什么是机器学习。",
         'Extract the city as JSON: "I flew from Oslo to Rome."',
     ]
+    if renderer.labelled:
+        return [renderer.feed(renderer.sample(text)).ids for text in texts]
     return [renderer.prompt_ids([{"role": "user", "content": text}]) for text in texts]

@@ -1,12 +1,13 @@
 """The result of a run: `adapter/` in peft's layout, or `model/`, a folder that `transformers` opens."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers.core_model_loading import revert_weight_conversion
 
@@ -16,6 +17,7 @@ from tunesmith.methods.tuning import Tuning
 from tunesmith.models import score
 from tunesmith.models.fingerprint import fingerprint
 from tunesmith.models.load import Base
+from tunesmith.models.matrix import tensor_files
 from tunesmith.models.score import Score
 from tunesmith.models.source import Located
 from tunesmith.train.checkpoint import write_whole
@@ -64,6 +66,24 @@ def write_model(aside: Path, model: Any, source: Path, head: Score | None = None
         (aside / "model.safetensors.index.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
+def crown(folder: Path, model: Any, head: Score) -> None:
+    """Put a task's head into a written checkpoint, in place of the language model's own where that is nobody else's."""
+    more, gone = _with_head(folder, model, head), score.replaced(model)
+    files = tensor_files(folder)
+    last = list(files.values())[-1]
+    for file in {files[name] for name in gone if name in files} | {last}:
+        tensors = {name: tensor for name, tensor in load_file(file).items() if name not in gone}
+        aside = file.with_suffix(".new")  # what is read may still be mapped
+        save_file(tensors | (more if file == last else {}), aside, metadata={"format": "pt"})
+        os.replace(aside, file)
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        content = json.loads(index.read_text(encoding="utf-8"))
+        kept = {name: file for name, file in content["weight_map"].items() if name not in gone}
+        content["weight_map"] = kept | dict.fromkeys(more, last.name)
+        index.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
 def _with_head(aside: Path, model: Any, head: Score) -> dict[str, Tensor]:
     """The head's tensors by the names that the class of `transformers` gives them; config.json and our own note are written."""
     found = score.counterpart(model.config, head.task)
@@ -71,7 +91,7 @@ def _with_head(aside: Path, model: Any, head: Score) -> dict[str, Tensor]:
     for file, content in (("config.json", score.config_of(config, head, found)), (ABOUT, {"head": head.about})):
         (aside / file).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     name = found.head if found else score.NAMES[0]
-    return {key.replace("score", name, 1): tensor for key, tensor in head.tensors.items()}
+    return {key.replace("score", name, 1): tensor.detach().cpu() for key, tensor in head.tensors.items()}
 
 
 def _name_dtype(path: Path, dtype: str) -> None:

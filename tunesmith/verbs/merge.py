@@ -63,13 +63,13 @@ def merge_run(source: Path, out: Path, max_kl: float | None, model: str | None =
         )
     asked = prompts(tuned.tokenizer, tuned.renderer)
     with serving(tuned.model):
-        live = logits_of(tuned.model, asked)
-    written, served = _fold(tuned, out), _served(tuned)
+        live = logits_of(tuned.model, asked, tuned.head)
+    head, written, served = tuned.head, _fold(tuned, out), _served(tuned)
     quantized, dtype, device, base = tuned.base.quantized, tuned.base.dtype, tuned.model.device, tuned.base.folder
     del tuned  # two models at once might not fit
 
-    merged = loading.load(out, dtype=dtype, device=device)
-    difference = compare(live, logits_of(merged.model, asked))
+    merged = loading.load(out, dtype=dtype, device=device, own_head=head is None)
+    difference = compare(live, logits_of(merged.model, asked, head))
     facts = {
         "changed_tensors": written.changed,
         "tensors": written.tensors,
@@ -82,7 +82,7 @@ def merge_run(source: Path, out: Path, max_kl: float | None, model: str | None =
         original = loading.load(base, dtype=dtype, device=device).model
         slots.place(original, served)
         with serving(original):
-            other = compare(live, logits_of(original, asked))
+            other = compare(live, logits_of(original, asked, head))
         facts["difference_of_served_lora"] = dataclasses.asdict(other)
     for folder in [out] + ([source] if (source / "run.yaml").is_file() else []):
         write_json(folder / "merge.json", facts)
@@ -116,12 +116,19 @@ def _fold(tuned: Any, out: Path) -> Any:
     from tunesmith.export.merge import fold
     from tunesmith.models import load as loading
     from tunesmith.train.checkpoint import write_whole
+    from tunesmith.train.weights import crown
 
     folder, modules, prefix = tuned.located.folder, tuned.tuning.adapter, tuned.model.base_model_prefix
     bare = loading.skeleton(loading.load_config(folder))  # over NF4 the model's own Conv1D layers have been exchanged
     transposed = {path: isinstance(bare.get_submodule(path), Conv1D) for path in modules}
     written: list[Any] = []
-    write_whole(out, lambda aside: written.append(fold(folder, aside, modules, transposed.__getitem__, prefix)))
+
+    def write(aside: Path) -> None:
+        written.append(fold(folder, aside, modules, transposed.__getitem__, prefix))
+        if tuned.head is not None:
+            crown(aside, tuned.model, tuned.head)
+
+    write_whole(out, write)
     return written[0]
 
 
