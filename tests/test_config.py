@@ -14,6 +14,8 @@ from tunesmith.errors import UserError
 from tunesmith.methods.settings import SETTINGS, Freeze, LoRA
 from tunesmith.run_yaml import parse_value
 
+EVERY = "auto, full, freeze, lora, dora, pissa, prompt, ptuning, prefix, ptuning_v2, adapter, qlora"
+
 
 def wrong(call: Any) -> list[str]:
     with pytest.raises(UserError) as caught:
@@ -120,9 +122,9 @@ MISTAKES: list[tuple[str, list[str]]] = [
         "RUN.yaml:1: train: a section with settings of its own, not 'steps:5'; a blank is missing behind the colon"
     ]),
     ("method: 3\n", ["RUN.yaml:1: method: a section with settings of its own, not 3"]),
-    ("method: lorra\n", ["RUN.yaml:1: no method 'lorra'; did you mean 'lora'?; there are auto, full, freeze, lora, qlora"]),
-    ("method: {name: dorra}\n", ["RUN.yaml:1: no method 'dorra'; there are auto, full, freeze, lora, qlora"]),
-    ("method:\n  name: full\n  rank: 8\n", ["RUN.yaml:3: method.rank: a setting of lora, not of full"]),
+    ("method: lorra\n", [f"RUN.yaml:1: no method 'lorra'; did you mean 'lora'?; there are {EVERY}"]),
+    ("method: {name: dorra}\n", [f"RUN.yaml:1: no method 'dorra'; did you mean 'dora'?; there are {EVERY}"]),
+    ("method:\n  name: full\n  rank: 8\n", ["RUN.yaml:3: method.rank: a setting of lora, dora, pissa, not of full"]),
     ("method: {layers: 3}\n", ["RUN.yaml:1: method.layers: a setting of freeze, not of lora"]),
     ("method: {targets: q_proj}\n", ["RUN.yaml:1: method.targets: takes all | [role or ending of a path, ...], not 'q_proj'"]),
     ("method: {targets: []}\n", ["RUN.yaml:1: method.targets: takes all | [role or ending of a path, ...], not []"]),
@@ -175,7 +177,7 @@ def test_all_of_them_are_said_at_once(yaml_file):
         ("train.steps=", None),
         ("train.epochs=", "train.epochs: takes number > 0, not null"),
         ("model=foo", "model: a section with settings of its own, not 'foo'"),
-        ("method=dora", "method: no method 'dora'; there are auto, full, freeze, lora, qlora"),
+        ("method=adalora", f"method: no method 'adalora'; there are {EVERY}"),
         ("train.compile=true", "train.compile: this version cannot do that yet; leave it at false"),
     ],
 )
@@ -187,9 +189,7 @@ def test_typical_mistakes_on_the_command_line(word, problem):
 
 
 def test_a_flag_is_named():
-    assert wrong(lambda: load(None, [("method", "prefix", "--method")])) == [
-        "--method: no method 'prefix'; there are auto, full, freeze, lora, qlora"
-    ]
+    assert wrong(lambda: load(None, [("method", "adalora", "--method")])) == [f"--method: no method 'adalora'; there are {EVERY}"]
     assert wrong(lambda: load(None, [("out", 5, "--out")])) == ["--out: out: takes text, not 5; put it in quotes"]
 
 
@@ -270,7 +270,7 @@ def test_what_settings_take_in_words():
     assert rows["train.warmup"].choices == "number ≥ 0 and < 1" and rows["train.warmup"].default == "0.05"
     assert rows["data.pack"].choices == "true | false" and rows["data.pack"].default == "true"
     assert rows["data.train"].choices == "text | [{source, weight}, ...]" and rows["data.train"].default == "''"
-    assert rows["method.name"].choices == "auto | full | freeze | lora | qlora" and rows["method.name"].default == "auto"
+    assert rows["method.name"].choices == EVERY.replace(", ", " | ") and rows["method.name"].default == "auto"
     assert rows["data.train.N.source"].default == "needed"
     assert takes(Run.model_fields["train"]).startswith("{epochs, steps,")
 

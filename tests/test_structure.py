@@ -37,7 +37,7 @@ SHELVES = {
     "data/formats": ("docs/data", set()),
     "evaluate/metrics": ("docs/metrics", set()),
     "tasks": ("docs/tasks", {"predict"}),
-    "methods": ("docs/methods", {"settings", "method", "layout", "tuning", "adapter_file", "compose", "decompose", "encoders"}),
+    "methods": ("docs/methods", {"settings", "method", "layout", "tuning", "adapter_file", "compose", "decompose", "encoders", "extras"}),
 }
 # Pages beside a shelf's own: what all its things share.
 BESIDE = {"data/formats": {"files", "info", "check", "scale"}}
