@@ -118,7 +118,8 @@ def test_a_merged_run_is_the_run_and_opens_in_transformers(tiny_llama, tmp_path,
     with quiet():
         judge, told = auto.from_pretrained(tmp_path / "merged", output_loading_info=True)
     assert not told["missing_keys"] and not told["unexpected_keys"]
-    fed = tuned.renderer.feed(tuned.renderer.sample("Max or Bonn"))
+    renderer: Any = tuned.renderer
+    fed = renderer.feed(renderer.sample("Max or Bonn"))
     [found] = predict(tuned, [fed])
     with torch.no_grad():
         logits = judge(input_ids=torch.tensor([fed.ids])).logits[0]
