@@ -44,6 +44,10 @@ def begun(name: str, **settings: Any) -> tuple[Any, Tuning]:
     return model, tuning
 
 
+def rows_of(tuning: Tuning) -> Any:
+    return tuning.adapter[EMBEDDING]
+
+
 def moved(tuning: Tuning) -> None:
     torch.manual_seed(1)
     with torch.no_grad():
@@ -71,7 +75,7 @@ def test_the_start_is_the_base_and_lifting_gives_it_back(name: str, settings: di
 
 def test_rows_are_replaced_where_their_ids_stand_and_nowhere_else() -> None:
     model, tuning = begun("llama", trainable_tokens=IDS)
-    embedding, rows = model.get_submodule(EMBEDDING), tuning.adapter[EMBEDDING]
+    embedding, rows = model.get_submodule(EMBEDDING), rows_of(tuning)
     ids_BT = torch.tensor([[5, 7, 40], [9, 5, 0]])
     with torch.no_grad():
         rows.values.copy_(torch.arange(3.0)[:, None].expand(3, 64))
@@ -86,7 +90,7 @@ def test_rows_are_replaced_where_their_ids_stand_and_nowhere_else() -> None:
 
 def test_a_scaled_embedding_scales_trained_rows_too() -> None:
     model, tuning = begun("gemma3", trainable_tokens=IDS)
-    tuning.adapter[EMBEDDING].values.data.fill_(2.0)
+    rows_of(tuning).values.data.fill_(2.0)
     assert model.get_submodule(EMBEDDING)(torch.tensor([5])).detach().unique().tolist() == [2.0 * 64**0.5]
 
 

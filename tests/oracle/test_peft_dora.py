@@ -148,7 +148,7 @@ def test_folders_made_by_peft_load_here_and_agree(kind: str, tmp_path: Path) -> 
     for key, parameter in theirs.named_parameters():
         if parameter.requires_grad or "lora_" in key:
             parameter.data += torch.randn(parameter.shape) * 0.1
-    theirs.save_pretrained(tmp_path)
+    theirs.save_pretrained(str(tmp_path))
     model = tiny(name)
     tuning = layout.fit(layout.read(tmp_path), model)
     slots.place(model, tuning.adapter)

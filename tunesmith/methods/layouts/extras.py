@@ -96,7 +96,7 @@ def fit(tensors: dict[str, Tensor], facts: dict[str, Any], model: Any, device: A
         if shape is None:
             problems.append(f"{path}: no such layer in the model")
         elif values.shape[1] != shape[-1] or max(ids) >= shape[0]:
-            problems.append(f"{path}: rows {max(ids)} of {values.shape[1]} channels, the layer has {shape[0]} of {shape[1]}")
+            problems.append(f"{path}: row {max(ids)} of {values.shape[1]} channels, the layer has {shape[0]} rows of {shape[1]}")
         else:
             if path == head:
                 adapter[path] = extras.ScoredRows(ids, shape[1], device=device)
