@@ -8,9 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.tiny_models import tiny
 from tunesmith.errors import UserError
-from tunesmith.methods import compose
+from tunesmith.methods import compose, layout, pissa
 from tunesmith.methods.adapter_file import AdapterFile
+from tunesmith.methods.settings import PiSSA
+from tunesmith.methods.tuning import Start
 
 WIDTHS = {"blocks.0.q": (6, 5), "blocks.0.v": (4, 5), "blocks.1.q": (6, 5)}  # (out, in)
 
@@ -95,6 +98,22 @@ def test_what_the_result_says_of_itself() -> None:
         "composed": {"how": "concat", "of": [{"adapter": "a", "weight": 0.7}, {"adapter": "b", "weight": 0.3}]},
     }
     assert (combined.base, combined.layout, set(combined.facts["scales"].values())) == ("some/base", "lora", {1.0})
+
+
+def test_a_pissa_adds_up_as_the_lora_that_it_is_saved_as(tmp_path: Path) -> None:
+    model = tiny("llama")
+    tuning = pissa.build(model, PiSSA(rank=2, targets=["q"]))
+    pissa.init(tuning, Start(model, None, 0, lambda path: model.get_submodule(path).weight), PiSSA(rank=2))
+    with torch.no_grad():
+        for parameter in tuning.parameters.values():
+            parameter.add_(0.1)
+    layout.write(tmp_path / "adapter", model, tuning, "some/base")
+    file = layout.read(tmp_path / "adapter")
+    combined = compose.concat([(file, 2.0)])
+    assert file.about["layout"] == "pissa" and combined.layout == "lora" and list(combined.about) == ["composed"]
+    for path, module in tuning.adapter.items():
+        weight_OI = torch.zeros(64, 64)
+        torch.testing.assert_close(updates(combined)[path], 2 * module.folded(weight_OI), atol=1e-5, rtol=1e-4)  # type: ignore[operator]
 
 
 def test_linear_needs_equal_ranks_and_names_every_layer() -> None:
