@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from tunesmith import events
+from tunesmith import config, events
 from tunesmith.errors import UserError
 from tunesmith.verbs import progress
 
@@ -108,3 +108,19 @@ def test_the_result_in_one_line() -> None:
     )
     spelled = [progress.spell_seconds(seconds) for seconds in (0.4, 59.4, 59.6, 3599.7, 3600, 7384)]
     assert spelled == ["0 s", "59 s", "1 min 00 s", "1 h 00 min", "1 h 00 min", "2 h 03 min"]
+
+
+@pytest.mark.parametrize(
+    ("task", "kind", "beside"),
+    [
+        ({}, "adapter", True),
+        ({}, "model", False),
+        ({"name": "tag"}, "adapter", False),
+        ({"name": "classify", "head": "words"}, "adapter", True),
+    ],
+)
+def test_a_run_is_compared_with_its_base_where_that_can_answer(tmp_path, task, kind, beside) -> None:
+    (tmp_path / kind).mkdir()
+    run = config.parse({"model": {"source": "m"}, "data": {"train": "d"}, "task": task})
+    (tmp_path / "run.yaml").write_text(config.dump(run))
+    assert progress.to_talk(tmp_path) == f"tunesmith chat {tmp_path}" + (" --compare" if beside else "")

@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from tunesmith import events
+from tunesmith import config, events
 
 
 def follow(happening: Iterable[events.Event]) -> events.Finished | None:
@@ -131,3 +131,11 @@ def _sentence(event: events.Event) -> str:
     if isinstance(event, events.Resumed):
         return f"going on after step {event.step}"
     return str(event)
+
+
+def to_talk(out: str | Path) -> str:
+    """The command that talks to a finished run, beside its base where there is one that answers too."""
+    folder = Path(out)
+    task = config.load(folder / "run.yaml").run.task
+    has_head = task.name == "tag" or (task.name == "classify" and task.head == "score")
+    return f"tunesmith chat {out}" + (" --compare" if (folder / "adapter").is_dir() and not has_head else "")

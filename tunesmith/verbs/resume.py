@@ -15,14 +15,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     steps = _steps(arguments.words)
     from tunesmith.train import loop
-    from tunesmith.verbs.progress import follow, summary, tell
+    from tunesmith.verbs.progress import follow, summary, tell, to_talk
     from tunesmith.verbs.signals import stopping
 
     with stopping() as asked:
         finished = follow(loop.resume(arguments.run, steps=steps, stop=asked, tell=tell))
     assert finished is not None
     print(summary(finished, arguments.run))
-    print(f"next: tunesmith chat {arguments.run} --compare", file=sys.stderr)
+    print(f"next: {to_talk(arguments.run)}", file=sys.stderr)
     return 0
 
 

@@ -25,7 +25,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError(f"--then merge: method {loaded.run.method.name} already gives a whole model in DIR/model")
     from tunesmith.train import figures, folder, loop
     from tunesmith.train.setting import decide
-    from tunesmith.verbs.progress import follow, summary, tell
+    from tunesmith.verbs.progress import follow, summary, tell, to_talk
     from tunesmith.verbs.signals import stopping
 
     setting = decide(loaded.run, loaded.origins, tell)
@@ -43,5 +43,5 @@ def run(arguments: argparse.Namespace) -> int:
         from tunesmith.verbs.merge import merge_run
 
         return merge_run(out, out / "merged", None)
-    print(f"next: tunesmith chat {out} --compare", file=sys.stderr)
+    print(f"next: {to_talk(out)}", file=sys.stderr)
     return 0
