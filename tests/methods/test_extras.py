@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
+from transformers import AutoModelForCausalLM
 
 from tests import runs
 from tests.conftest import write_byte_tokenizer
@@ -18,6 +19,7 @@ from tunesmith.data.corpus.batches import Plan
 from tunesmith.data.sources import load_samples
 from tunesmith.errors import Interrupted, UserError
 from tunesmith.evaluate.loss import sample_loss
+from tunesmith.export.merge import fold
 from tunesmith.methods import dora, extras, lora, method
 from tunesmith.methods.settings import DoRA, LoRA
 from tunesmith.methods.tuning import Start, Tuning
@@ -285,6 +287,22 @@ def test_a_run_goes_on_to_the_bit_and_is_opened_as_what_was_trained(
         out = tmp_path / "merged"
         assert main(["merge", str(tmp_path / "whole"), str(out), "--max-kl", "1e-8"]) == 0
         assert sample_loss(open_tuned(str(out)), samples)[0] == pytest.approx(loss, rel=1e-5)
+
+
+def test_what_one_matrix_cannot_hold_is_not_merged_and_a_bias_is(tmp_path: Path) -> None:
+    model, tuning = begun("phi", modules_to_save=["lm_head", "final_layernorm"])
+    moved(tuning)
+    slots.lift(model, tuning.adapter)
+    model.save_pretrained(tmp_path / "phi")
+    fold(tmp_path / "phi", tmp_path / "merged", tuning.adapter, lambda path: False, "model")
+    slots.place(model, tuning.adapter)
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    torch.testing.assert_close(merged.eval()(some_ids(9)[None]).logits, model(some_ids(9)[None]).logits, rtol=1e-5, atol=1e-5)
+
+    base = tiny("llama_tied")
+    split = extras.TrainedCopy(base.get_input_embeddings(), split_from="lm_head")
+    with pytest.raises(UserError, match="has a copy beside lm_head alone, which one matrix cannot hold"):
+        split.folded(base.get_input_embeddings().weight)
 
 
 def test_tokens_become_ids_once_and_a_run_goes_on_from_them(tied_folder: Path, tmp_path: Path) -> None:

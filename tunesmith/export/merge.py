@@ -42,6 +42,10 @@ def fold(source: Path, target: Path, modules: dict[str, Any], transposed: Callab
     names = tensor_files(source)
     files = sorted(set(names.values()))
     found = {key: path for path in modules if (key := name_in(names, path, prefix)) is not None}
+    beside: dict[str, Tensor] = {}  # biases of layers that were trained whole
+    for key, place in found.items():
+        vectors = modules[place].vectors() if hasattr(modules[place], "vectors") else {}
+        beside |= {key.removesuffix("weight") + name: tensor for name, tensor in vectors.items()}
     missing = [path for path in modules if path not in found.values()]
     if missing:
         raise UserError(f"{source}: its checkpoint has no matrix of its own for", *[f"  {path}" for path in missing[:20]])
@@ -57,9 +61,11 @@ def fold(source: Path, target: Path, modules: dict[str, Any], transposed: Callab
                 tensor = content.get_tensor(key)
                 if key in found:
                     tensor = folded(tensor, modules[found[key]], transposed(found[key]))
+                elif key in beside:
+                    tensor = beside[key].to("cpu", tensor.dtype)
                 tensors[key] = tensor.contiguous()
         save_file(tensors, target / file.name, metadata=metadata)
-    return Merged(target, len(found), len(names))
+    return Merged(target, len(found) + len(beside), len(names))
 
 
 @torch.no_grad()

@@ -111,15 +111,16 @@ class TrainedCopy(nn.Module):
 
     def folded(self, weight: Tensor) -> Tensor:
         """The trained matrix, or a norm's vector. Raises UserError where it cannot stand in the base's checkpoint."""
-        names = [name for name, _ in self.named_parameters()]
-        if names != ["weight"]:
-            raise UserError(f"modules_to_save: a layer with {' and '.join(names)} is not merged; serve the adapter as it is")
         if self.split_from:
             raise UserError(
                 f"modules_to_save: embedding and head are one matrix in the base, and this adapter has a copy beside {self.split_from} "
                 "alone, which one matrix cannot hold; serve the adapter as it is"
             )
         return self.weight.detach().float()
+
+    def vectors(self) -> dict[str, Tensor]:
+        """What goes into the checkpoint beside `weight`."""
+        return {name: tensor.detach() for name, tensor in self.named_parameters() if name != "weight"}
 
 
 class TiedCopy(nn.Module):

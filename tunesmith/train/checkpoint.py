@@ -122,6 +122,9 @@ def write_whole(target: Path, fill: Callable[[Path], Any]) -> None:
         if gone.exists() and not target.exists():
             os.rename(gone, target)
         raise UserError(_refusal(target, error)) from None
+    except UserError:  # what was to be written turned out to be impossible
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
     shutil.rmtree(gone, ignore_errors=True)
 
 
