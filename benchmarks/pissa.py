@@ -24,7 +24,7 @@ from measure import MODEL, fresh, run, tunesmith, write
 from torch import Tensor
 
 from tunesmith import events, hardware
-from tunesmith.methods.decompose import leading, loftq
+from tunesmith.methods.parts.decompose import leading, loftq
 from tunesmith.models import load, nf4, slots
 from tunesmith.models.matrix import matrix
 from tunesmith.models.source import locate

@@ -37,10 +37,10 @@ SHELVES = {
     "data/formats": ("docs/data", set()),
     "evaluate/metrics": ("docs/metrics", set()),
     "tasks": ("docs/tasks", {"predict"}),
-    "methods": ("docs/methods", {"settings", "method", "layout", "tuning", "adapter_file", "compose", "decompose", "encoders", "extras"}),
+    "methods": ("docs/methods", {"settings", "method", "tuning"}),
 }
 # Pages beside a shelf's own: what all its things share.
-BESIDE = {"data/formats": {"files", "info", "check", "scale"}}
+BESIDE = {"data/formats": {"files", "info", "check", "scale"}, "methods": {"loftq"}}
 # The table of methods needs torch, which `methods/settings.py` in the same folder must not.
 TABLES = {"methods": "method.py"}
 TESTS_OF_THE_WHOLE = {"laws", "oracle"}

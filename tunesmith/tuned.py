@@ -14,8 +14,9 @@ from tunesmith import config, hardware
 from tunesmith.data.rendering.labelled import Labelled
 from tunesmith.data.rendering.render import Renderer
 from tunesmith.errors import UserError
-from tunesmith.methods import layout, method
-from tunesmith.methods.adapter_file import CONFIG, about, check_base
+from tunesmith.methods import method
+from tunesmith.methods.layouts import layout
+from tunesmith.methods.layouts.adapter_file import CONFIG, about, check_base
 from tunesmith.methods.tuning import Tuning
 from tunesmith.models import load as loading
 from tunesmith.models import score, slots

@@ -14,7 +14,8 @@ from transformers.pytorch_utils import Conv1D
 from tests.conftest import write_byte_tokenizer
 from tunesmith.errors import UserError
 from tunesmith.export.merge import Merged, fold, folded
-from tunesmith.methods import layout, method
+from tunesmith.methods import method
+from tunesmith.methods.layouts import layout
 from tunesmith.methods.lora import LoRA as LoRAModule
 from tunesmith.methods.settings import LoRA
 from tunesmith.methods.tuning import Tuning

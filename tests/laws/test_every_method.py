@@ -12,6 +12,7 @@ from tests import runs
 from tests.runs import own_cache  # noqa: F401
 from tunesmith import events
 from tunesmith.cli import main
+from tunesmith.data.rendering.render import Renderer
 from tunesmith.data.sources import load_samples
 from tunesmith.errors import Interrupted, UserError
 from tunesmith.evaluate.loss import sample_loss
@@ -89,7 +90,7 @@ def test_the_law(ended: Ended, tiny_llama: Path) -> None:
 
     # what is opened again is what was trained: the class's own code gives the loss that training saw last
     tuned = open_tuned(str(ended.whole))
-    assert tuned.run is not None
+    assert tuned.run is not None and isinstance(tuned.renderer, Renderer)
     base = "nf4" if tuned.run.model.quantize else {"float32": "fp32", "bfloat16": "bf16"}[tuned.run.model.dtype]
     samples, _ = load_samples(str(ended.rows))
     loss, learned = sample_loss(tuned, samples)

@@ -10,6 +10,7 @@ from tests import runs
 from tests.laws.test_every_method import METHOD
 from tests.runs import own_cache  # noqa: F401
 from tunesmith import events
+from tunesmith.data.rendering.labelled import Labelled
 from tunesmith.data.sources import load_samples
 from tunesmith.errors import Interrupted
 from tunesmith.evaluate.evaluate import evaluate
@@ -55,6 +56,7 @@ def test_the_law(name: str, task: str, tiny_llama: Path, tmp_path: Path) -> None
     assert left.keys() == right.keys() and [path for path in left if left[path] != right[path]] == []
 
     tuned = open_tuned(str(whole))
+    assert isinstance(tuned.renderer, Labelled)
     samples, _ = load_samples(str(held_out))
     found = predict(tuned, [tuned.renderer.feed(sample) for sample in samples])
     documents = [document for sample in samples for document in tuned.renderer.documents(sample)]

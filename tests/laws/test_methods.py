@@ -98,7 +98,7 @@ def test_a_methods_file_has_what_the_shelf_needs(name):
     assert list(inspect.signature(module.build).parameters) == ["model", "settings", "device"]
     assert list(inspect.signature(module.init).parameters) == ["tuning", "start", "settings"]
     assert isinstance(module.NF4, bool) and 0 < module.LEARNING_RATE < 1
-    assert SETTINGS[name]().name == name
+    assert SETTINGS[name].model_fields["name"].default == name
 
 
 @served

@@ -1,6 +1,7 @@
 """What every task on the shelf keeps."""
 
 import inspect
+from typing import get_args
 
 import pytest
 
@@ -44,4 +45,4 @@ def test_a_row_is_learned_or_refused_with_a_cure(name, row):
 
 
 def test_each_is_a_setting():
-    assert set(TASKS) | {"auto"} == set(config.Task.model_fields["name"].annotation.__args__)
+    assert set(TASKS) | {"auto"} == set(get_args(config.Task.model_fields["name"].annotation))

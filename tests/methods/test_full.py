@@ -1,10 +1,12 @@
 """Full tuning trains every tensor once."""
 
 import pytest
+import torch
 
 from tests.tiny_models import CONFIGS, tiny
 from tunesmith.methods import full
 from tunesmith.methods.settings import Full
+from tunesmith.methods.tuning import Start
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -25,6 +27,6 @@ def test_a_tied_head_is_the_embedding():
 
 def test_the_start_is_the_bases_own():
     model, untouched = tiny("llama"), tiny("llama")
-    full.init(full.build(model, Full()), seed=3)
+    full.init(full.build(model, Full()), Start(model, None, 3, lambda path: torch.empty(0)), Full())
     for ours, theirs in zip(model.parameters(), untouched.parameters(), strict=True):
         assert ours.equal(theirs)

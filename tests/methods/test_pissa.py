@@ -11,8 +11,9 @@ from transformers.pytorch_utils import Conv1D
 
 from tests.tiny_models import some_ids, tiny
 from tunesmith.errors import UserError
-from tunesmith.methods import layout, method, pissa
-from tunesmith.methods.decompose import leading
+from tunesmith.methods import method, pissa
+from tunesmith.methods.layouts import layout
+from tunesmith.methods.parts.decompose import leading
 from tunesmith.methods.pissa import PiSSA
 from tunesmith.methods.settings import PiSSA as Settings
 from tunesmith.methods.tuning import Start, Tuning

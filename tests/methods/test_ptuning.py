@@ -11,7 +11,8 @@ from tests import runs
 from tests.runs import own_cache  # noqa: F401
 from tests.tiny_models import tiny
 from tunesmith import config
-from tunesmith.methods import layout, method, ptuning
+from tunesmith.methods import method, ptuning
+from tunesmith.methods.layouts import layout
 from tunesmith.methods.prompt import size_of
 from tunesmith.methods.settings import PTuning as Settings
 from tunesmith.methods.tuning import Start

@@ -9,7 +9,7 @@ from tunesmith.methods.settings import SETTINGS, Freeze, Full, LoRA
 @pytest.mark.parametrize("name", SETTINGS)
 def test_every_class_stands_under_its_name_with_a_sentence_for_each_field(name):
     cls = SETTINGS[name]
-    assert cls().name == name and (cls.__doc__ or "").endswith(".")
+    assert cls.model_fields["name"].default == name and (cls.__doc__ or "").endswith(".")
     assert all((field.description or "").endswith(".") for field in cls.model_fields.values())
 
 

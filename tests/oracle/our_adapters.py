@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import save_file
 
 from tests.oracle.make_adapters_golden import CONFIGS, EXPECTED, IDS_BT, fill, made
-from tunesmith.methods import adapter, layout, method
+from tunesmith.methods import adapter, method
+from tunesmith.methods.layouts import layout
 from tunesmith.methods.settings import Adapter
 
 CASES: list[tuple[str, dict[str, Any]]] = [

@@ -10,9 +10,9 @@ from safetensors.torch import load_file
 
 from tests.oracle.make_adapters_golden import CASES, CONFIGS, EXPECTED, IDS_BT, NAME, loss_of, made
 from tunesmith.errors import UserError
-from tunesmith.methods import adapter, layout, method
+from tunesmith.methods import adapter, method
 from tunesmith.methods.adapter import ELSEWHERE_OTHERWISE
-from tunesmith.methods.layouts import adapterhub
+from tunesmith.methods.layouts import adapterhub, layout
 from tunesmith.methods.settings import Adapter
 
 GOLDEN = Path(__file__).parent / "golden" / "adapters"

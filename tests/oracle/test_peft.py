@@ -13,7 +13,8 @@ with warnings.catch_warnings():
 
 from tests.tiny_models import VOCABULARY, some_ids, tiny
 from tunesmith.errors import UserError
-from tunesmith.methods import layout, lora, method
+from tunesmith.methods import lora, method
+from tunesmith.methods.layouts import layout
 from tunesmith.methods.layouts import lora as layouts_lora
 from tunesmith.methods.settings import LoRA as Settings
 from tunesmith.methods.tuning import Start

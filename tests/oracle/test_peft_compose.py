@@ -13,7 +13,8 @@ with warnings.catch_warnings():
     from peft import PeftModel
 
 from tests.tiny_models import some_ids, tiny
-from tunesmith.methods import compose, layout, lora, method
+from tunesmith.methods import lora, method
+from tunesmith.methods.layouts import compose, layout
 from tunesmith.methods.settings import LoRA
 
 pytestmark = [

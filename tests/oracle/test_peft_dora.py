@@ -15,7 +15,8 @@ with warnings.catch_warnings():
 from tests.conftest import write_byte_tokenizer
 from tests.tiny_models import VOCABULARY, some_ids, tiny
 from tunesmith.errors import UserError
-from tunesmith.methods import layout, method
+from tunesmith.methods import method
+from tunesmith.methods.layouts import layout
 from tunesmith.methods.layouts import lora as layouts_lora
 from tunesmith.methods.settings import DoRA, LoRA
 from tunesmith.methods.tuning import Start

@@ -19,7 +19,8 @@ from tests.tiny_models import CONFIGS, some_ids, tiny
 from tunesmith.data.corpus.batches import make_row
 from tunesmith.data.corpus.documents import Documents
 from tunesmith.errors import UserError
-from tunesmith.methods import adapter_file, layout, method
+from tunesmith.methods import method
+from tunesmith.methods.layouts import adapter_file, layout
 from tunesmith.methods.settings import SETTINGS
 from tunesmith.methods.tuning import Start
 from tunesmith.models import front, score, slots

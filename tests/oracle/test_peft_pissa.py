@@ -14,8 +14,9 @@ with warnings.catch_warnings():
     from peft.utils import loftq_utils
 
 from tests.tiny_models import VOCABULARY, some_ids, tiny
-from tunesmith.methods import layout, method, pissa
-from tunesmith.methods.decompose import loftq
+from tunesmith.methods import method, pissa
+from tunesmith.methods.layouts import layout
+from tunesmith.methods.parts.decompose import loftq
 from tunesmith.methods.settings import PiSSA as Settings
 from tunesmith.methods.tuning import Start
 from tunesmith.models import nf4, slots

@@ -14,7 +14,8 @@ with warnings.catch_warnings():
 
 from tests.tiny_models import VOCABULARY, some_ids, tiny
 from tunesmith.generate import Sampling, generate
-from tunesmith.methods import layout, method, ptuning
+from tunesmith.methods import method, ptuning
+from tunesmith.methods.layouts import layout
 from tunesmith.methods.settings import SETTINGS
 from tunesmith.methods.tuning import Start
 from tunesmith.models import front, slots

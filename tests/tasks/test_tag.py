@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 
 from tests.shared import needs, read
@@ -42,7 +44,9 @@ def test_words_can_say_almost_all_entities_of_real_files(file, share):
     samples = read(file)[0][:300]
     renderer = tag.render(Renderer(make_tokenizer("qwen2.5")), tag.labels(samples).labels)
     right = every = 0
-    for sample, [document] in zip(samples, renderer.documents_of(samples), strict=True):
+    made: list[Any] = renderer.documents_of(samples)
+    for sample, [document] in zip(samples, made, strict=True):
+        assert sample.entities is not None
         decoded = set(tag.decode(renderer.labels, document.fed, document.targets).entities)
         right += len(decoded & set(sample.entities))
         every += len(sample.entities)

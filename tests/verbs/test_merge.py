@@ -13,7 +13,7 @@ from tests import runs
 from tests.conftest import write_byte_tokenizer
 from tests.runs import own_cache  # noqa: F401
 from tunesmith import cli
-from tunesmith.methods import layout
+from tunesmith.methods.layouts import layout
 from tunesmith.models.fingerprint import fingerprint
 from tunesmith.tuned import open_tuned
 

@@ -21,7 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tunesmith.methods import extras, lora
+from tunesmith.methods import lora
+from tunesmith.methods.parts import extras
 from tunesmith.methods.settings import DoRA as Settings
 from tunesmith.methods.tuning import Start, Tuning
 from tunesmith.models import slots

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tunesmith.methods import extras
+from tunesmith.methods.parts import extras
 from tunesmith.methods.settings import LoRA as Settings
 from tunesmith.methods.tuning import Start, Tuning
 from tunesmith.models import slots

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from tunesmith.errors import UserError
-from tunesmith.methods import adapter, dora, freeze, full, loftq, lora, pissa, prefix, prompt, ptuning, ptuning_v2
+from tunesmith.methods import adapter, dora, freeze, full, lora, pissa, prefix, prompt, ptuning, ptuning_v2
 from tunesmith.methods.layouts import head as layouts_head
+from tunesmith.methods.parts import loftq
 from tunesmith.methods.tuning import Start, Tuning
 from tunesmith.models import slots
 from tunesmith.models.score import Score, replaced

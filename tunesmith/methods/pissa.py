@@ -25,9 +25,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tunesmith.methods import extras, lora
-from tunesmith.methods.decompose import leading
+from tunesmith.methods import lora
 from tunesmith.methods.lora import LoRA
+from tunesmith.methods.parts import extras
+from tunesmith.methods.parts.decompose import leading
 from tunesmith.methods.settings import PiSSA as Settings
 from tunesmith.methods.tuning import Start, Tuning
 from tunesmith.models import nf4, slots

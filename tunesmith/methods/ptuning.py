@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tunesmith.methods import encoders
+from tunesmith.methods.parts import encoders
 from tunesmith.methods.prompt import embed, place_for, size_of
 from tunesmith.methods.settings import PTuning as Settings
 from tunesmith.methods.tuning import Start, Tuning

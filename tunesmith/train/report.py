@@ -6,7 +6,7 @@ from typing import Any
 
 from tunesmith import events
 from tunesmith.config import Run
-from tunesmith.methods import adapter_file
+from tunesmith.methods.layouts import adapter_file
 from tunesmith.train import folder
 
 

@@ -18,10 +18,10 @@ from tunesmith.data.corpus.documents import Documents
 from tunesmith.data.corpus.stream import Stream
 from tunesmith.data.rendering.render import Renderer
 from tunesmith.errors import UserError
-from tunesmith.methods import layout
-from tunesmith.methods.adapter_file import CONFIG, check_base
-from tunesmith.methods.extras import token_ids
+from tunesmith.methods.layouts import layout
+from tunesmith.methods.layouts.adapter_file import CONFIG, check_base
 from tunesmith.methods.method import METHODS, build
+from tunesmith.methods.parts.extras import token_ids
 from tunesmith.methods.settings import LoRA
 from tunesmith.methods.tuning import Tuning
 from tunesmith.models import load as loading

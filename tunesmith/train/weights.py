@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers.core_model_loading import revert_weight_conversion
 
-from tunesmith.methods import layout
-from tunesmith.methods.adapter_file import ABOUT
+from tunesmith.methods.layouts import layout
+from tunesmith.methods.layouts.adapter_file import ABOUT
 from tunesmith.methods.tuning import Tuning
 from tunesmith.models import score
 from tunesmith.models.fingerprint import fingerprint

@@ -143,8 +143,8 @@ def _served(tuned: Any) -> dict[str, Any]:
 def combine_run(adapters: list[str], how: str, out: Path, model: str | None = None) -> int:
     """One LoRA folder of several, with what `linear` leaves of their sum. Raises UserError with all that cannot be combined."""
     _new(out)
-    from tunesmith.methods import compose, layout
-    from tunesmith.methods.adapter_file import check_base
+    from tunesmith.methods.layouts import compose, layout
+    from tunesmith.methods.layouts.adapter_file import check_base
     from tunesmith.models import load as loading
     from tunesmith.models.fingerprint import fingerprint
     from tunesmith.models.source import locate
@@ -183,7 +183,7 @@ def combine_run(adapters: list[str], how: str, out: Path, model: str | None = No
 
 def _weighted(adapters: list[str]) -> list[tuple[Any, float]]:
     """(adapter file, weight) of each DIR=WEIGHT. Raises UserError with all that are none."""
-    from tunesmith.methods import layout
+    from tunesmith.methods.layouts import layout
     from tunesmith.train.setting import adapter_folder
 
     problems: list[str] = []

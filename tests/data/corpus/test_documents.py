@@ -450,7 +450,7 @@ def test_labels_that_the_head_does_not_have_are_refused_by_their_lines(labels_fi
 
 def test_what_is_kept_of_labels_is_not_taken_for_another_head(labels_file, tmp_path):
     sources = open_sources([str(labels_file)], understand())
-    kinds = [labelled(), labelled(labels=("pos", "neg")), labelled(input="chat"), labelled().renderer]
+    kinds: list[Any] = [labelled(), labelled(labels=("pos", "neg")), labelled(input="chat"), labelled().renderer]
     made = [module.prepare(sources, renderer, max_length=90, cache=tmp_path / "cache") for renderer in kinds]
     assert len(list((tmp_path / "cache").iterdir())) == 4
     assert [prepared.documents.labelled for prepared in made] == [True, True, True, False]

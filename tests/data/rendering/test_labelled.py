@@ -151,7 +151,7 @@ def test_what_decides_the_tokens_decides_the_fingerprint():
     one = labelled()
     same = pickle.loads(pickle.dumps(one))  # as another process gets it
     assert same.fingerprint == one.fingerprint and same.documents(ROW) == one.documents(ROW) and same.labelled
-    others = [labelled(input="chat"), labelled(labels=CLASSES[::-1]), labelled(task="tag"), labelled("smollm2"), one.renderer]
+    others: list[Any] = [labelled(input="chat"), labelled(labels=CLASSES[::-1]), labelled(task="tag"), labelled("smollm2"), one.renderer]
     assert len({one.fingerprint, *(other.fingerprint for other in others)}) == 6
 
 

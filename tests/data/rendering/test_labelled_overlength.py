@@ -1,5 +1,7 @@
 """Texts that are too long lose text, never a label, and what is left is proved like any other."""
 
+from typing import Any
+
 import pytest
 
 from tests.templates import make_tokenizer
@@ -17,11 +19,11 @@ LONG = labels.to_sample({"text": "begin " + " ".join(WORDS) + " end", "label": "
 TAGGED = conll.to_sample({"tokens": WORDS, "tags": ENTITIES, "prompt": "Mark it:"}, "a:2")
 
 
-def renderer(task: str, input: str) -> Labelled:
+def renderer(task: Any, input: Any) -> Labelled:
     return Labelled(Renderer(make_tokenizer("llama-3.2")), task, ("a", "b") if task == "classify" else ("O", "B-X", "I-X"), input)
 
 
-def fitted(sample: Sample, labelled: Labelled, max_length: int, on_overlength: str):
+def fitted(sample: Sample, labelled: Labelled, max_length: int, on_overlength: Any):
     found = fit(sample, labelled.documents(sample), labelled, max_length=max_length, on_overlength=on_overlength)
     prove(found.documents, labelled)
     assert all(len(document.fed.ids) <= max_length for document in found.documents)

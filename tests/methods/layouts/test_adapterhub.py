@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 
 from tests.tiny_models import some_ids, tiny
 from tunesmith.errors import UserError
-from tunesmith.methods import adapter, layout
-from tunesmith.methods.layouts import adapterhub, lora
+from tunesmith.methods import adapter
+from tunesmith.methods.layouts import adapterhub, layout, lora
 from tunesmith.methods.settings import Adapter
 from tunesmith.models import slots
 

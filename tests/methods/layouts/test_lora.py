@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 
 from tests.tiny_models import tiny
 from tunesmith.errors import UserError
-from tunesmith.methods import layout, method
+from tunesmith.methods import method
+from tunesmith.methods.layouts import layout
 from tunesmith.methods.settings import DoRA, LoRA
 from tunesmith.methods.tuning import Start
 

@@ -9,7 +9,8 @@ from safetensors.torch import load_file, save_file
 
 from tests.tiny_models import tiny
 from tunesmith.errors import UserError
-from tunesmith.methods import layout, prompt
+from tunesmith.methods import prompt
+from tunesmith.methods.layouts import layout
 from tunesmith.methods.settings import Prompt as Settings
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import tunesmith
 from tunesmith.errors import UserError
 from tunesmith.methods.adapter import ACTIVATIONS, ELSEWHERE_OTHERWISE, Bottleneck, places, width_of
-from tunesmith.methods.adapter_file import CONFIG, AdapterFile, made_for_another, some
+from tunesmith.methods.layouts.adapter_file import CONFIG, AdapterFile, made_for_another, some
 from tunesmith.methods.tuning import Tuning
 from tunesmith.models import slots, sublayers
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tunesmith.methods import extras
+from tunesmith.methods.parts import extras
 
 PREFIX = "base_model.model."
 _ROWS = ".token_adapter.trainable_tokens_delta"

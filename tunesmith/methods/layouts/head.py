@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from tunesmith.errors import UserError
-from tunesmith.methods.adapter_file import ABOUT, tensors_of
+from tunesmith.methods.layouts.adapter_file import ABOUT, tensors_of
 from tunesmith.methods.tuning import Tuning
 from tunesmith.models.score import NAMES, Score, counterpart, fitted
 

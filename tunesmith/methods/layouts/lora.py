@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from tunesmith.errors import UserError
-from tunesmith.methods.adapter_file import CONFIG, WEIGHTS, AdapterFile, made_for_another, some
 from tunesmith.methods.dora import DoRA
 from tunesmith.methods.layouts import extras
+from tunesmith.methods.layouts.adapter_file import CONFIG, WEIGHTS, AdapterFile, made_for_another, some
 from tunesmith.methods.layouts.extras import PREFIX
 from tunesmith.methods.lora import LoRA, scale_of
 from tunesmith.methods.tuning import Tuning

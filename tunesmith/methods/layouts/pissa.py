@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from tunesmith.errors import UserError
 from tunesmith.methods import pissa
-from tunesmith.methods.adapter_file import ABOUT, AdapterFile
 from tunesmith.methods.layouts import lora
+from tunesmith.methods.layouts.adapter_file import ABOUT, AdapterFile
 from tunesmith.methods.pissa import PiSSA
 from tunesmith.methods.tuning import Tuning
 from tunesmith.models import slots

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from tunesmith.errors import UserError
 from tunesmith.methods import prefix
-from tunesmith.methods.adapter_file import CONFIG, WEIGHTS, AdapterFile, made_for_another
+from tunesmith.methods.layouts.adapter_file import CONFIG, WEIGHTS, AdapterFile, made_for_another
 from tunesmith.methods.tuning import Tuning
 from tunesmith.models.attention_layers import attention_layers
 

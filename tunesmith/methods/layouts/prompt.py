@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tunesmith.errors import UserError
-from tunesmith.methods.adapter_file import CONFIG, WEIGHTS, AdapterFile, made_for_another, some
+from tunesmith.methods.layouts.adapter_file import CONFIG, WEIGHTS, AdapterFile, made_for_another, some
 from tunesmith.methods.prompt import VirtualTokens, place_for
 from tunesmith.methods.tuning import Tuning
 from tunesmith.models import slots

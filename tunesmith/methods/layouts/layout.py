@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tunesmith.errors import UserError
-from tunesmith.methods.adapter_file import ABOUT, CONFIG, WEIGHTS, AdapterFile, about, config_of, tensors_of
 from tunesmith.methods.layouts import adapterhub, head, lora, pissa, prefix, prompt
+from tunesmith.methods.layouts.adapter_file import ABOUT, CONFIG, WEIGHTS, AdapterFile, about, config_of, tensors_of
 from tunesmith.methods.tuning import Tuning
 
 LAYOUTS: dict[str, ModuleType] = {

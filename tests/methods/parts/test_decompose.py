@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tunesmith.methods.decompose import leading, loftq
+from tunesmith.methods.parts.decompose import leading, loftq
 from tunesmith.models import nf4
 
 
@@ -77,7 +77,7 @@ def test_loftq_comes_nearer_with_every_iteration_and_with_one_more_rounding():
 def test_loftq_of_a_large_matrix_is_nearly_the_best(monkeypatch):
     weight = matrix(128, 192, decay=0.02)
     exact = loftq(weight, 8, rounded, 1, 0)
-    monkeypatch.setattr("tunesmith.methods.decompose.EXACT_UP_TO", 64)
+    monkeypatch.setattr("tunesmith.methods.parts.decompose.EXACT_UP_TO", 64)
     b, a = loftq(weight, 8, rounded, 1, 0)
     lost = weight - rounded(weight)
     assert (lost - b @ a).norm() < (lost - exact[0] @ exact[1]).norm() * (1 + 1e-3)

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from tunesmith.methods import encoders
+from tunesmith.methods.parts import encoders
 
 KINDS = pytest.mark.parametrize("kind", encoders.ENCODERS)
 

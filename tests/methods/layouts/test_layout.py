@@ -8,7 +8,8 @@ from safetensors.torch import load_file, save_file
 
 from tests.tiny_models import tiny
 from tunesmith.errors import UserError
-from tunesmith.methods import layout, lora, method
+from tunesmith.methods import lora, method
+from tunesmith.methods.layouts import layout
 from tunesmith.methods.settings import LoRA as Settings
 
 

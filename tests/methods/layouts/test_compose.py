@@ -10,8 +10,9 @@ from torch import Tensor
 
 from tests.tiny_models import tiny
 from tunesmith.errors import UserError
-from tunesmith.methods import compose, layout, pissa
-from tunesmith.methods.adapter_file import AdapterFile
+from tunesmith.methods import pissa
+from tunesmith.methods.layouts import compose, layout
+from tunesmith.methods.layouts.adapter_file import AdapterFile
 from tunesmith.methods.settings import PiSSA
 from tunesmith.methods.tuning import Start
 

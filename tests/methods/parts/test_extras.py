@@ -20,7 +20,8 @@ from tunesmith.data.sources import load_samples
 from tunesmith.errors import Interrupted, UserError
 from tunesmith.evaluate.loss import sample_loss
 from tunesmith.export.merge import fold
-from tunesmith.methods import dora, extras, lora, method
+from tunesmith.methods import dora, lora, method
+from tunesmith.methods.parts import extras
 from tunesmith.methods.settings import DoRA, LoRA
 from tunesmith.methods.tuning import Start, Tuning
 from tunesmith.models import load as loading

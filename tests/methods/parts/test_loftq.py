@@ -13,7 +13,8 @@ from tests.tiny_models import some_ids, tiny
 from tunesmith import events
 from tunesmith.cli import main
 from tunesmith.errors import Interrupted, UserError
-from tunesmith.methods import layout, method, pissa
+from tunesmith.methods import method, pissa
+from tunesmith.methods.layouts import layout
 from tunesmith.methods.settings import LoRA as Settings
 from tunesmith.methods.tuning import Start
 from tunesmith.models import load as loading

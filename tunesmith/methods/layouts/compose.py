@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from tunesmith.errors import UserError
-from tunesmith.methods.adapter_file import AdapterFile
+from tunesmith.methods.layouts.adapter_file import AdapterFile
 from tunesmith.models.fingerprint import difference
 
 Weighted = Sequence[tuple[AdapterFile, float]]

@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 
-from tunesmith.methods import decompose, extras, lora, pissa
+from tunesmith.methods import lora, pissa
+from tunesmith.methods.parts import decompose, extras
 from tunesmith.methods.pissa import PiSSA
 from tunesmith.methods.settings import LoRA as Settings
 from tunesmith.methods.tuning import Start, Tuning
