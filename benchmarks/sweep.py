@@ -27,7 +27,9 @@ from halving import FAILED, Trial, in_turn, pending, planned_tokens
 from measure import MODEL, RESULTS, ROOT, figures, fresh, run, tunesmith
 
 from tunesmith import cli, events, hardware
-from tunesmith.methods.method import METHODS
+from tunesmith.methods.method import METHODS, learning_rates
+from tunesmith.methods.rates import rate_at
+from tunesmith.methods.settings import SETTINGS
 from tunesmith.models.load import load_config
 from tunesmith.models.source import locate
 from tunesmith.plan import evidence
@@ -35,7 +37,6 @@ from tunesmith.train import loop  # noqa: F401  imported once, for all runs
 
 TOKENS_PER_STEP = 256
 HELD_OUT = 32  # rows
-REFERENCE_WIDTH = 2048  # channels for which the methods' files give their rates
 KINDS = {"tickets": "extraction", "sst2": "classification", "alpaca": "chat"}
 
 
@@ -96,7 +97,7 @@ def sweep(arguments: argparse.Namespace, known: Known, log: Path) -> None:
     width = load_config(locate(arguments.model).folder).get_text_config().hidden_size
 
     def ask(dataset: str, method: str) -> Callable[[], list[Trial]]:
-        rate = METHODS[method].LEARNING_RATE * REFERENCE_WIDTH / width
+        rate = rate_at(learning_rates(SETTINGS[method]()), width)
         return lambda: pending(dataset, method, rate, arguments.tokens, known.loss)
 
     def record(line: dict[str, Any]) -> None:
@@ -246,13 +247,13 @@ def table(known: Known, tokens: int, width: int) -> list[str]:
             f"| {line['dataset']} | {line['method']} | {line['learning_rate']:g} | {_shown(line['settings'])} | {line['tokens']:,} | "
             f"{line['before']:.3f} | {line['after']:.3f} | {line['seconds']:.0f} | {line['peak_memory_bytes'] / 1e6:.0f} |"
         )
-    lines += ["", f"| method | best rate at {width} channels | for the file, at {REFERENCE_WIDTH} | now there |", "|---|---|---|---|"]
+    lines += ["", f"| method | best rate at {width} channels | default there |", "|---|---|---|"]
     for method in METHODS:
         rates = [line["learning_rate"] for line in found if line["method"] == method]
         if rates:
             rate = statistics.geometric_mean(rates)
             here = f"{rate:.2g} ({', '.join(f'{each:g}' for each in rates)})"
-            lines.append(f"| {method} | {here} | {rate * width / REFERENCE_WIDTH:.2g} | {METHODS[method].LEARNING_RATE:g} |")
+            lines.append(f"| {method} | {here} | {rate_at(learning_rates(SETTINGS[method]()), width):g} |")
     return lines
 
 

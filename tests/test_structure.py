@@ -37,7 +37,7 @@ SHELVES = {
     "data/formats": ("docs/data", set()),
     "evaluate/metrics": ("docs/metrics", set()),
     "tasks": ("docs/tasks", {"predict"}),
-    "methods": ("docs/methods", {"settings", "method", "tuning"}),
+    "methods": ("docs/methods", {"settings", "method", "tuning", "rates"}),
 }
 # Pages beside a shelf's own: what all its things share.
 BESIDE = {"data/formats": {"files", "info", "check", "scale"}, "methods": {"loftq"}}

@@ -118,7 +118,7 @@ def test_the_table_and_the_evidence_take_the_longest_runs(scripts: Any) -> None:
     assert sweep.finals(known, 20_000) == [whole, line(dataset="sst2", tokens=10_000)]
     text = "\n".join(sweep.table(known, 20_000, 576))
     assert "| tickets | lora | 0.001 | defaults | 20,000 | 3.000 | 1.500 | 9 | 1000 |" in text
-    assert f"| lora | 0.001 (0.001, 0.001) | 0.00028 | {METHODS['lora'].LEARNING_RATE:g} |" in text
+    assert f"| lora | 0.001 (0.001, 0.001) | {METHODS['lora'].LEARNING_RATES[576]:g} |" in text
     [row] = sweep.evidence_rows(known, 20_000, sweep.MODEL)
     assert (row.method, row.task_kind, row.score, row.score_before, row.score_name) == ("lora", "extraction", 1.5, 3.0, "loss")
     assert row.model == "smollm2-135m-instruct" and row.source.startswith("benchmarks/sweep.py: ")

@@ -97,7 +97,7 @@ def test_a_methods_file_has_what_the_shelf_needs(name):
     assert module.__name__.rpartition(".")[2] == name and len(inspect.getdoc(module) or "") > 100
     assert list(inspect.signature(module.build).parameters) == ["model", "settings", "device"]
     assert list(inspect.signature(module.init).parameters) == ["tuning", "start", "settings"]
-    assert isinstance(module.NF4, bool) and 0 < module.LEARNING_RATE < 1
+    assert isinstance(module.NF4, bool) and all(0 < rate < 1 for rate in module.LEARNING_RATES.values())
     assert SETTINGS[name].model_fields["name"].default == name
 
 

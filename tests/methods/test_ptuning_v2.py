@@ -4,7 +4,8 @@ import torch
 
 from tests.tiny_models import some_documents, tiny
 from tunesmith.data.corpus.batches import Plan
-from tunesmith.methods import method, prefix, ptuning_v2
+from tunesmith.methods import method, ptuning_v2
+from tunesmith.methods.rates import rate_at
 from tunesmith.methods.settings import Prefix, PTuningV2
 from tunesmith.methods.tuning import Start
 from tunesmith.models.proof import Proof
@@ -30,17 +31,13 @@ def test_with_the_same_encoder_it_is_prefix_tuning():
     assert all(torch.equal(value, found[1][key]) for key, value in found[0].items())
 
 
-def test_a_table_takes_larger_steps_than_an_encoder():
-    assert ptuning_v2.LEARNING_RATE > prefix.LEARNING_RATE
-
-
 def test_a_few_steps_at_its_rate_lower_the_loss():
     model = tiny("llama")
     tuning = method.build(model, PTuningV2(tokens=8), quantized=False)
     method.begin(tuning, Start(model, None, 0, lambda path: torch.empty(0)), PTuningV2(tokens=8))
     method.place(model, tuning)
     forward, rows = prepare(model, Proof(True, True, ()), "sdpa"), Plan(some_documents([9, 14, 6]), 200, 64, 0).rows(0)
-    optimizer = torch.optim.Adam(list(tuning.parameters.values()), lr=ptuning_v2.LEARNING_RATE * 2048 / 64)
+    optimizer = torch.optim.Adam(list(tuning.parameters.values()), lr=rate_at(ptuning_v2.LEARNING_RATES, 64))
     before = forward.mean_loss(rows)[0]
     for _ in range(15):
         optimizer.zero_grad()

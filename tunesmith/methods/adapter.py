@@ -26,7 +26,7 @@ from tunesmith.models import slots, sublayers
 from tunesmith.models.sublayers import Sublayers
 
 NF4 = True
-LEARNING_RATE = 5e-4  # at about 1B parameters; the loop scales it by width
+LEARNING_RATES = {576: 1.8e-3, 3072: 3e-4}  # by channels of the model
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": nn.functional.relu,

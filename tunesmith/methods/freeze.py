@@ -20,7 +20,7 @@ from tunesmith.methods.tuning import Start, Tuning
 from tunesmith.models import slots
 
 NF4 = False
-LEARNING_RATE = 5e-5  # at about 1B parameters; the loop scales it by width
+LEARNING_RATES = {576: 1.8e-4, 3072: 3e-5}  # by channels of the model
 _NEAREST = 5  # names shown where a pattern matches none
 
 

@@ -10,7 +10,7 @@ from tunesmith.methods.settings import Full as Settings
 from tunesmith.methods.tuning import Start, Tuning
 
 NF4 = False
-LEARNING_RATE = 2e-5  # at about 1B parameters; the loop scales it by width
+LEARNING_RATES = {576: 7.1e-5, 3072: 1e-5}  # by channels of the model
 
 
 def build(model: Any, settings: Settings, device: Any = None) -> Tuning:

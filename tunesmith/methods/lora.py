@@ -27,7 +27,7 @@ from tunesmith.models import slots
 from tunesmith.models.nf4 import weight_of
 
 NF4 = True  # trains over an NF4 base
-LEARNING_RATE = 2e-4  # at about 1B parameters; the loop scales it by width
+LEARNING_RATES = {576: 7.1e-4, 3072: 1e-4}  # by channels of the model
 
 
 class LoRA(nn.Module):

@@ -1,7 +1,8 @@
 """The shelf of methods, and what is common to all of them.
 
 A method's file gives `build(model, settings, device)` (shapes only: it also runs on the meta device), `init(tuning, start,
-settings)` (values), `NF4` (whether it trains over an NF4 base) and `LEARNING_RATE`. Its settings stand in `methods/settings.py`.
+settings)` (values), `NF4` (whether it trains over an NF4 base) and `LEARNING_RATES` (by
+channels of the model; `learning_rates(settings)` where they depend on the settings). Its settings stand in `methods/settings.py`.
 
 A module is put at its path and called there as `module(layer, *inputs)` in place of the layer's own forward; one that has
 `attach(layer)` and `detach(layer)` does it its own way. Others it may have: `settle(layer, dense)`, which changes the base once
@@ -20,6 +21,7 @@ from tunesmith.errors import UserError
 from tunesmith.methods import adapter, dora, freeze, full, lora, pissa, prefix, prompt, ptuning, ptuning_v2
 from tunesmith.methods.layouts import head as layouts_head
 from tunesmith.methods.parts import loftq
+from tunesmith.methods.rates import Rates
 from tunesmith.methods.tuning import Start, Tuning
 from tunesmith.models import slots
 from tunesmith.models.score import Score, replaced
@@ -62,6 +64,14 @@ def _file(settings: Any) -> ModuleType:
     return loftq if getattr(settings, "init", None) == "loftq" else METHODS[settings.name]
 
 
+def learning_rates(settings: Any) -> Rates:
+    """The method's default rates by channels of the model."""
+    file = METHODS[settings.name]
+    chosen = getattr(file, "learning_rates", None)
+    rates: Rates = chosen(settings) if chosen else file.LEARNING_RATES
+    return rates
+
+
 def give_head(model: Any, tuning: Tuning, head: Score) -> None:
     """Let a task's head be trained beside the method's own tensors. The model's own head computes nothing then, and is left out.
 
@@ -77,6 +87,17 @@ def give_head(model: Any, tuning: Tuning, head: Score) -> None:
     tuning.head = head
     if note := layouts_head.note(model, head):
         tuning.notes.append(note)
+
+
+def unmergeable(tuning: Tuning) -> str:
+    """Why the adapter cannot become part of the base's matrices, and what can be done instead; or ""."""
+    beside = [path for path, module in tuning.adapter.items() if not (hasattr(module, "folded") or hasattr(module, "follows"))]
+    if not beside:
+        return ""
+    return (
+        f"what stands at {beside[0]} changes no matrix ({tuning.layout}), so it cannot become part of the base; "
+        "serve the two together (`tunesmith chat`, `evaluate`, or peft), or train with method.name=lora for a merged model"
+    )
 
 
 def place(model: Any, tuning: Tuning) -> None:

@@ -35,7 +35,7 @@ from tunesmith.models import nf4, slots
 from tunesmith.models.nf4 import Quantized
 
 NF4 = True  # trains over an NF4 base, whose codes become those of the residual
-LEARNING_RATE = 2e-4  # LoRA's: the paper takes one rate for both, and the first steps on SmolLM2 agree
+LEARNING_RATES = {576: 3.6e-4, 3072: 7e-5}  # by channels of the model
 # What vLLM's --max-lora-rank can be; the second is its default (vllm/config/lora.py, version 0.22).
 SERVED_RANKS, SERVED_BY_DEFAULT = (1, 8, 16, 32, 64, 128, 256, 320, 512), 16
 

@@ -26,6 +26,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from transformers import DynamicCache
 
 from tunesmith.errors import UserError
+from tunesmith.methods.rates import Rates
 from tunesmith.methods.settings import Prefix as Settings
 from tunesmith.methods.settings import PTuningV2
 from tunesmith.methods.tuning import Start, Tuning
@@ -34,7 +35,8 @@ from tunesmith.models.attention_layers import attention_layers
 from tunesmith.models.head import decoder_of
 
 NF4 = True  # trains over an NF4 base
-LEARNING_RATE = 1e-4  # at 2,048 channels, with the default encoder; a table takes many times as much (ptuning_v2)
+LEARNING_RATES = {576: 3.6e-4, 3072: 7e-5}  # of an encoder, by channels of the model
+TABLE_RATES = {576: 2.8e-2, 3072: 5e-3}  # of a table that is trained as it is
 WIDEST = 512  # of an encoder unless a width is asked for: at the width of a 7B model it would have 270M parameters
 TEXT = "Read what follows with care, do exactly what it asks for, and answer in the form that the examples have."
 
@@ -110,6 +112,11 @@ class Prefix(nn.Module):
 
     def detach(self, layer: nn.Module) -> None:
         prefix_attention.detach(layer)
+
+
+def learning_rates(settings: Settings | PTuningV2) -> Rates:
+    """A table takes many times as large steps as the weights that make one."""
+    return TABLE_RATES if settings.encoder == "none" else LEARNING_RATES
 
 
 def build(model: Any, settings: Settings | PTuningV2, device: Any = None) -> Tuning:

@@ -27,7 +27,7 @@ from tunesmith.methods.tuning import Start, Tuning
 from tunesmith.models import slots
 
 NF4 = True  # the base is only computed
-LEARNING_RATE = 1e-3  # at 2,048 channels, for embeddings whose root mean square is USUAL_SIZE
+LEARNING_RATES = {576: 3.6e-3, 3072: 1e-3}  # by channels of the model
 USUAL_SIZE = 0.02  # root mean square of the embeddings of most models as they are first drawn
 COMMON_TOKENS = 5000  # first values come from so many ordinary tokens: the lowest ids are the most frequent pieces of text
 TASK = "Read the input with care, do what is asked and write nothing but the answer:"  # where nobody names the task

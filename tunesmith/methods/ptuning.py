@@ -24,7 +24,7 @@ from tunesmith.methods.tuning import Start, Tuning
 from tunesmith.models import slots
 
 NF4 = True  # the base is only computed
-LEARNING_RATE = 2e-4  # at 2,048 channels
+LEARNING_RATES = {576: 7.1e-4, 3072: 1e-4}  # by channels of the model
 
 
 class EncodedTokens(nn.Module):

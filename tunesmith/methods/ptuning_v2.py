@@ -11,8 +11,8 @@ unless asked for. Trained directly, a table takes higher learning rates than an 
 Cost: 2·P·heads·E parameters a layer.
 """
 
-from tunesmith.methods.prefix import NF4, build, init
+from tunesmith.methods.prefix import NF4, TABLE_RATES, build, init, learning_rates
 
-__all__ = ["LEARNING_RATE", "NF4", "build", "init"]
+__all__ = ["LEARNING_RATES", "NF4", "build", "init", "learning_rates"]
 
-LEARNING_RATE = 8e-3  # at 2,048 channels, for a table; an encoder takes about a hundredth (prefix)
+LEARNING_RATES = TABLE_RATES

@@ -20,8 +20,9 @@ from tunesmith.data.rendering.render import Renderer
 from tunesmith.errors import UserError
 from tunesmith.methods.layouts import layout
 from tunesmith.methods.layouts.adapter_file import CONFIG, check_base
-from tunesmith.methods.method import METHODS, build
+from tunesmith.methods.method import METHODS, build, learning_rates
 from tunesmith.methods.parts.extras import token_ids
+from tunesmith.methods.rates import beyond, rate_at
 from tunesmith.methods.settings import LoRA
 from tunesmith.methods.tuning import Tuning
 from tunesmith.models import load as loading
@@ -33,7 +34,7 @@ from tunesmith.train.task import Asked
 
 NF4_BYTES = 0.7  # bytes a parameter while loading, with embeddings that stay as they are
 REASONS = 3  # kinds of reasons shown for rows that are not learned from
-REFERENCE_WIDTH = 2048  # hidden size at which the methods' learning rates are meant (about 1B parameters)
+REFERENCE_WIDTH = 2048  # of a model whose config does not say how wide it is
 
 
 @dataclass
@@ -101,12 +102,14 @@ def decide(run: Run, origins: dict[str, str], tell: Tell = lambda sentence: None
     _room(config, tuning, corpus, run.data.max_length)
 
     steps, plan = _plan(auto, corpus)
-    auto.set("train.learning_rate", "auto", _rate(auto.run, config), f"the default of {run.method.name} at this width")
+    rates, width = learning_rates(auto.run.method), int(getattr(config.get_text_config(), "hidden_size", REFERENCE_WIDTH))
+    unknown = beyond(rates, width) if auto.run.train.learning_rate == "auto" else ""
+    auto.set("train.learning_rate", "auto", rate_at(rates, width), f"the default of {auto.run.method.name} at {width} channels")
     auto.set("train.checkpoint_every", "auto", max(1, math.ceil(steps / 10)), "a tenth of the run")
     auto.set("evaluate.every", "auto", max(1, math.ceil(steps / 10)), "a tenth of the run")
     auto.set("train.recompute", "auto", "none", "everything is kept")
     auto.set("out", "", _out(auto.run, located), "model, method and data")
-    notes = [*tuning.notes, *asked.notes, *_losses(report)]
+    notes = [*tuning.notes, *_losses(report), *([unknown] if unknown else [])]
     if run.evaluate.forgetting:
         notes.append(
             "evaluate.forgetting: this version does not measure yet what the model forgot; compare with `tunesmith evaluate --against`"
@@ -277,13 +280,6 @@ def _losses(report: dict[str, Any]) -> list[str]:
     if report["cut"]:
         said.append(f"{report['cut']:,} rows are longer than data.max_length {report['max_length']} and are cut; data.json names them")
     return said
-
-
-def _rate(run: Run, config: Any) -> float:
-    """The method's rate at 2,048 channels, inversely by width: narrow models take, and need, larger steps."""
-    width = int(getattr(config.get_text_config(), "hidden_size", REFERENCE_WIDTH))
-    rate = METHODS[run.method.name].LEARNING_RATE * REFERENCE_WIDTH / width
-    return float(f"{rate:.2g}")
 
 
 def _out(run: Run, located: Located) -> str:

@@ -31,7 +31,6 @@ class Asked:
     labels: list[str] = field(default_factory=list)
     classes: list[str] = field(default_factory=list)
     input: Input = "text"
-    notes: list[str] = field(default_factory=list)
 
     def give_head(self, model: Any, tuning: Tuning, documents: Documents, weights: str, device: Any = None) -> None:
         """Let the task's head be trained beside what the method trains. Raises UserError where there is no place for it."""
@@ -54,18 +53,20 @@ def ask(run: Run, sources: Sources, renderer: Renderer, brought: Tuning, tell: T
     """Labels are those of the setting, of the adapter to go on from, or of all rows. Raises UserError where there are none."""
     if run.task.name not in ("classify", "tag"):
         return Asked(renderer)
-    task, notes = TASKS[run.task.name], list[str]()
+    task = TASKS[run.task.name]
     labels = [] if run.task.labels == "auto" else list(run.task.labels)
     if brought.head is not None:
         labels = _brought(run, brought.head, labels)
     if not labels:
         tell("looking up the labels")
         found = task.labels(samples_of(sources))
-        labels, notes = found.labels, found.notes
+        labels = found.labels
+        for note in found.notes:
+            tell(note)
     if not has_head(run.task):
-        return Asked(renderer, labels=labels, notes=notes)
+        return Asked(renderer, labels=labels)
     given: Input = INPUT[run.task.name] if run.task.input == "auto" else run.task.input
-    return Asked(task.render(renderer, labels, given), run.task.name, labels, task.classes(labels), given, notes)
+    return Asked(task.render(renderer, labels, given), run.task.name, labels, task.classes(labels), given)
 
 
 def _brought(run: Run, head: Score, labels: list[str]) -> list[str]:

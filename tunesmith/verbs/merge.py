@@ -47,6 +47,7 @@ def merge_run(source: Path, out: Path, max_kl: float | None, model: str | None =
     _new(out)
     from tunesmith.export.difference import compare, logits_of, prompts
     from tunesmith.generate import serving
+    from tunesmith.methods.method import unmergeable
     from tunesmith.models import load as loading
     from tunesmith.models import slots
     from tunesmith.train.folder import write_json
@@ -56,11 +57,8 @@ def merge_run(source: Path, out: Path, max_kl: float | None, model: str | None =
     if not tuned.has_adapter:
         whole = f"; its whole model is in {source}/model" if tuned.run else ""
         raise UserError(f"{source} holds no adapter: there is nothing to merge{whole}")
-    if beside := [path for path, m in tuned.tuning.adapter.items() if not (hasattr(m, "folded") or hasattr(m, "follows"))]:
-        raise UserError(
-            f"{source}: what stands at {beside[0]} changes no matrix ({tuned.tuning.layout}), so it cannot become part of the base; "
-            "serve the two together (`tunesmith chat`, `evaluate`, or peft), or train with method.name=lora for a merged model"
-        )
+    if misfit := unmergeable(tuned.tuning):
+        raise UserError(f"{source}: {misfit}")
     asked = prompts(tuned.tokenizer, tuned.renderer)
     with serving(tuned.model):
         live = logits_of(tuned.model, asked, tuned.head)

@@ -23,6 +23,7 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     if arguments.then == "merge" and loaded.run.method.name in ("full", "freeze"):
         raise UserError(f"--then merge: method {loaded.run.method.name} already gives a whole model in DIR/model")
+    from tunesmith.methods.method import unmergeable
     from tunesmith.train import figures, folder, loop
     from tunesmith.train.setting import decide
     from tunesmith.verbs.progress import follow, summary, tell, to_talk
@@ -30,6 +31,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     setting = decide(loaded.run, loaded.origins, tell)
     folder.check(setting.run.out)
+    if arguments.then == "merge" and (misfit := unmergeable(setting.tuning)):
+        raise UserError(f"--then merge: {misfit}")
     if arguments.dry_run:
         for line in figures.preview(setting):
             print(line)

@@ -22,7 +22,7 @@ from tunesmith.methods.tuning import Start, Tuning
 from tunesmith.models import nf4
 
 NF4 = True
-LEARNING_RATE = lora.LEARNING_RATE
+LEARNING_RATES = lora.LEARNING_RATES
 
 
 def build(model: Any, settings: Settings, device: Any = None) -> Tuning:
