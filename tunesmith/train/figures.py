@@ -45,8 +45,11 @@ def flops_per_token(base: Base, tuning: Tuning, learned_share: float) -> float:
         place.in_features * place.out_features * (6 if id(base.model.get_submodule(place.path).weight) in trained else 4)
         for place in slots.linears(base.model)
     )
+    beside = 6 * (tuning.count if tuning.adapter else 0)
+    if tuning.head is not None:  # labels cost nothing beside a vocabulary
+        return in_blocks + beside
     head = base.model.get_output_embeddings().weight
-    return in_blocks + 6 * (tuning.count if tuning.adapter else 0) + head.numel() * learned_share * (6 if id(head) in trained else 4)
+    return in_blocks + beside + head.numel() * learned_share * (6 if id(head) in trained else 4)
 
 
 def plan_json(setting: Setting, tuning: Tuning, trusted: Proof) -> dict[str, Any]:
