@@ -1,6 +1,6 @@
 """TRL + PEFT on the rows that Tunesmith gets; run by peers.py inside TRL's own environment, not by hand.
 
-    peer_trl.py MODEL_FOLDER rows.json pad|pack float32|bfloat16 THREADS
+    peer_trl.py MODEL_FOLDER rows.json pad|pack float32|bfloat16 THREADS lora|dora
 
 Batches of 4 rows, 4 of them for a step; packed, rows of 1,024 tokens, 4 for a step. The last line of stdout is a JSON document.
 """
@@ -14,7 +14,7 @@ from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
-folder, rows_file, layout, dtype, threads = sys.argv[1:]
+folder, rows_file, layout, dtype, threads, method = sys.argv[1:]
 torch.set_num_threads(int(threads))
 with open(rows_file, encoding="utf-8") as file:
     rows = json.load(file)
@@ -47,7 +47,7 @@ trainer = SFTTrainer(
     AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)),
     args=settings,
     train_dataset=Dataset.from_list(conversations),
-    peft_config=LoraConfig(r=8, lora_alpha=16, target_modules="all-linear"),
+    peft_config=LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", use_dora=method == "dora"),
     processing_class=AutoTokenizer.from_pretrained(folder),
 )
 result = trainer.train()

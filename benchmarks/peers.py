@@ -2,6 +2,7 @@
 
     python benchmarks/peers.py --data alpaca_en_demo.json              three rounds, medians into results/peers.json
     python benchmarks/peers.py --data alpaca_en_demo.json --rows 4 --repeats 1 --out try
+    python benchmarks/peers.py --data alpaca_en_demo.json --method dora --out peers_dora     everyone's DoRA
 
 Each peer gets a virtual environment of its own below build/peers (several GB, made once). Same model, rows, rank, targets,
 learning rate, threads; 16 rows or about as many tokens for a step. Everyone is started in turn, round after round, in another
@@ -54,7 +55,7 @@ def main() -> None:
             out = f"{name}-{number}"
             command = [word.replace("{OUT}", out) for word in contenders[name]["command"]]
             if name == "llamafactory":
-                (work / f"{out}.yaml").write_text(yaml.safe_dump(llamafactory_file(copy, work, out)), encoding="utf-8")
+                (work / f"{out}.yaml").write_text(yaml.safe_dump(llamafactory_file(copy, work, out, arguments.method)), encoding="utf-8")
             measured = run(command, cwd=work, threads=threads, log=work / f"{out}.log")
             found = read_figures(name, work / out, measured.output)
             tokens = int(found.pop("tokens", tokens))
@@ -62,7 +63,7 @@ def main() -> None:
             print(f"round {number + 1}/{arguments.repeats} {name}: {found['loop_seconds']:.1f} s", flush=True)
     for each in (each for found in rounds.values() for each in found):
         each["tokens_per_second"] = tokens / each["loop_seconds"]
-    print(write(arguments.out, content(contenders, rounds, rows, tokens, threads, dtype)))
+    print(write(arguments.out, content(contenders, rounds, rows, tokens, threads, dtype) | {"method": arguments.method}))
 
 
 def read_arguments() -> argparse.Namespace:
@@ -72,6 +73,7 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=hardware.physical_cores())
     parser.add_argument("--environments", type=Path, default=ROOT / "build" / "peers")
+    parser.add_argument("--method", choices=("lora", "dora"), default="lora")
     parser.add_argument("--out", default="peers", help="name of the results file")
     parser.add_argument("--only", default="tunesmith,trl-padded,trl-packed,llamafactory")
     arguments = parser.parse_args()
@@ -86,11 +88,12 @@ def contenders_for(folder: Path, dtype: str, rows: int, threads: int, arguments:
     """name -> its title, environment and command line; `{OUT}` stands for the round's folder."""
     python = {name: str(arguments.environments / name / "bin" / "python") for name in ENVIRONMENTS}
     peer = str(Path(__file__).resolve().parent / "peer_trl.py")
-    ours = ["train", "--model", MODEL, "--data", "rows.json", "method.rank=8", "train.epochs=1", "train.learning_rate=2e-4"]
+    ours = ["train", "--model", MODEL, "--data", "rows.json", "--method", arguments.method, "method.rank=8"]
+    ours += ["train.epochs=1", "train.learning_rate=2e-4"]
     ours += [f"train.tokens_per_step={max(512, rows * 55)}", f"train.threads={threads}", "--out", "{OUT}"]
 
     def trl(layout: str) -> list[str]:
-        return [python["trl"], peer, str(folder), "rows.json", layout, dtype, str(threads)]
+        return [python["trl"], peer, str(folder), "rows.json", layout, dtype, str(threads), arguments.method]
 
     factory = [str(arguments.environments / "llamafactory" / "bin" / "llamafactory-cli"), "train", "{OUT}.yaml"]
     return {
@@ -101,7 +104,7 @@ def contenders_for(folder: Path, dtype: str, rows: int, threads: int, arguments:
     }
 
 
-def llamafactory_file(folder: Path, work: Path, out: str) -> dict[str, Any]:
+def llamafactory_file(folder: Path, work: Path, out: str, method: str) -> dict[str, Any]:
     """Its documented way to a LoRA run, on these rows: batches of 4, 4 of them for a step."""
     return {
         "model_name_or_path": str(folder),
@@ -110,6 +113,7 @@ def llamafactory_file(folder: Path, work: Path, out: str) -> dict[str, Any]:
         "finetuning_type": "lora",
         "lora_rank": 8,
         "lora_target": "all",
+        "use_dora": method == "dora",
         "dataset": "rows",
         "dataset_dir": str(work),
         "template": "chatml",

@@ -68,10 +68,36 @@ def peers(data: dict[str, Any]) -> str:
         lines.append(f"| {each['title']} | {rate} | {compared[0]} | {memory} | {compared[1]} |")
     count = max(len(each.get("rounds", [])) for each in data["results"].values())
     rounds = f"medians of {count} rounds" if count > 1 else "one round"
+    what = {"lora": "LoRA", "dora": "DoRA"}[data.get("method", "lora")]
     told = (
-        f"{data['rows']} alpaca rows, {data['tokens']:,} tokens, LoRA rank 8 on all linear layers, {data['dtype']}; "
+        f"{data['rows']} alpaca rows, {data['tokens']:,} tokens, {what} rank 8 on all linear layers, {data['dtype']}; "
         f"every program in turn, {rounds} (`benchmarks/peers.py`). A speed below 1× or a memory above 1× is a miss."
     )
+    return "\n".join([*lines, "", told])
+
+
+def methods(data: dict[str, Any]) -> str:
+    lora = data["runs"]["lora"]["median"]
+    lines = ["| | tokens/s | of LoRA's speed | peak memory | of LoRA's memory |", "|---|---|---|---|---|"]
+    for name, each in data["runs"].items():
+        found = each["median"]
+        lines.append(
+            f"| {name} | {found['tokens_per_second']:.0f} | {found['tokens_per_second'] / lora['tokens_per_second']:.0%} | "
+            f"{found['peak_memory_bytes'] / 1e9:.2f} GB | {found['peak_memory_bytes'] / lora['peak_memory_bytes']:.0%} |"
+        )
+    runs = f"medians of {data['repeats']} runs" if data["repeats"] > 1 else "one run each"
+    told = f"SmolLM2-135M-Instruct, each method at its default size, {data['rows']} alpaca rows, {runs} in turn (`benchmarks/speed.py`)."
+    return "\n".join([*lines, "", told])
+
+
+def few_examples(data: dict[str, Any]) -> str:
+    methods = list(dict.fromkeys(run["method"] for run in data["runs"]))
+    lines = [f"| task | examples | {' | '.join(methods)} |", f"|---|---|{'---|' * len(methods)}"]
+    for examples, name in dict.fromkeys((run["examples"], run["data"]) for run in data["runs"]):
+        found = {run["method"]: run for run in data["runs"] if (run["data"], run["examples"]) == (name, examples)}
+        cells = [f"{found[method]['score']:.1%}" if method in found else "" for method in methods]
+        lines.append(f"| {data['data'][name]['title']}: {data['data'][name]['score']} | {examples} | {' | '.join(cells)} |")
+    told = "SmolLM2-135M-Instruct with a task head, every method's own defaults, 6, 3 and 1 epochs (`benchmarks/few_examples.py`)."
     return "\n".join([*lines, "", told])
 
 
@@ -121,7 +147,15 @@ def data(found: dict[str, Any]) -> str:
     return "\n".join([*lines, "", told])
 
 
-TABLES: dict[str, Callable[[dict[str, Any]], str]] = {"speed": speed, "peers": peers, "data": data, "before_after": before_after}
+TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
+    "speed": speed,
+    "methods": methods,
+    "peers": peers,
+    "peers_dora": peers,
+    "data": data,
+    "before_after": before_after,
+    "few_examples": few_examples,
+}
 
 if __name__ == "__main__":
     README.write_text(filled(README.read_text(encoding="utf-8")), encoding="utf-8")

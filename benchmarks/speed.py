@@ -1,6 +1,7 @@
-"""Training speed and peak memory: SmolLM2-135M-Instruct, LoRA rank 8 on all linear layers, the first 64 rows of an alpaca file.
+"""Training speed and peak memory: SmolLM2-135M-Instruct, every method at its default size, the first 64 rows of an alpaca file.
 
     python benchmarks/speed.py --data alpaca_en_demo.json            three runs, medians into results/speed.json
+    python benchmarks/speed.py --data alpaca_en_demo.json --methods lora,dora,pissa --out methods      other methods, beside LoRA
     python benchmarks/speed.py --data alpaca_en_demo.json --rows 4 --repeats 1 --out try      only a try
 
 The share of the matmul rate compares the runs with this machine's own matrix products at the model's shapes, measured at the
@@ -13,8 +14,12 @@ from pathlib import Path
 from measure import MODEL, figures, first_rows, fresh, medians, run, tunesmith, write
 
 from tunesmith import hardware
+from tunesmith.methods.settings import SETTINGS
 
-METHODS = {"lora": [], "qlora": ["--method", "qlora"]}
+# what is run -> words of the command
+METHODS = {name: ["--method", name] for name in SETTINGS} | {"qlora": ["--method", "qlora"]}
+METHODS |= {f"q{name}": ["--method", name, "model.quantize=nf4"] for name in ("dora", "pissa")}
+METHODS |= {f"adapter {variant}": ["--method", "adapter", f"method.variant={variant}"] for variant in ("houlsby", "parallel")}
 
 
 def main() -> None:
@@ -22,7 +27,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="a JSON list with instruction, input, output")
     parser.add_argument("--rows", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--methods", default="lora,qlora", help="lora,qlora")
+    parser.add_argument("--methods", default="lora,qlora", help=f"%(default)s; there are {','.join(METHODS)}")
     parser.add_argument("--threads", type=int, default=hardware.physical_cores())
     parser.add_argument("--out", default="speed", help="name of the results file")
     arguments = parser.parse_args()
@@ -32,8 +37,6 @@ def main() -> None:
     settings = [
         f"train.tokens_per_step={max(512, rows * 55)}",  # about 4 steps of 16 rows, as trainers take 4 times 4
         "train.epochs=1",
-        "train.learning_rate=2e-4",
-        "method.rank=8",
         f"train.threads={arguments.threads}",
     ]
     rounds: dict[str, list[dict[str, float]]] = {name: [] for name in names}
