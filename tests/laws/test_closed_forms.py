@@ -16,7 +16,7 @@ from transformers.pytorch_utils import Conv1D
 from tests.tiny_models import tiny
 from tunesmith.methods import method
 from tunesmith.methods.method import METHODS
-from tunesmith.methods.settings import SETTINGS
+from tunesmith.methods.settings import SETTINGS, LoRA
 from tunesmith.run_yaml import flow
 
 PAGES = Path(__file__).resolve().parents[2] / "docs" / "methods"
@@ -140,7 +140,7 @@ def test_what_is_trained_is_what_the_page_says(name: str, own: dict[str, Any], f
 @pytest.mark.parametrize("name", ["lora", "dora", "pissa"])
 def test_fewer_targets_are_fewer_terms(name: str, targets: list[str]) -> None:
     """The tiny Llama: q [64, 64], v [32, 64], down [64, 128], in two blocks."""
-    model, settings = tiny("llama"), SETTINGS[name](targets=targets)
+    model, settings = tiny("llama"), SETTINGS[name].model_validate({"targets": targets})
     shapes = {"q": (64, 64), "v": (64, 32), "q_proj": (64, 64), "mlp.down_proj": (128, 64)}
     known = names(model, settings) | {"targets": 2 * [shapes[target] for target in targets]}
     [(_, formula)] = formulas(name)
@@ -149,7 +149,7 @@ def test_fewer_targets_are_fewer_terms(name: str, targets: list[str]) -> None:
 
 def test_loftq_trains_what_its_page_says() -> None:
     """A way for LoRA to begin, with a page of its own; only over NF4."""
-    model, settings = tiny("llama"), SETTINGS["lora"](init="loftq", rank=4)
+    model, settings = tiny("llama"), LoRA(init="loftq", rank=4)
     [foreseen] = computed("loftq", model, settings, "llama")
     assert foreseen == method.build(model, settings, quantized=True).count
 

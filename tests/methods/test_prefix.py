@@ -10,7 +10,7 @@ from tunesmith.data.corpus.batches import Plan
 from tunesmith.errors import UserError
 from tunesmith.generate import Sampling, generate
 from tunesmith.methods import method
-from tunesmith.methods.prefix import Prefix, text_ids
+from tunesmith.methods.prefix import Prefix
 from tunesmith.methods.settings import Prefix as Settings
 from tunesmith.methods.tuning import Start, Tuning
 from tunesmith.models import front, load, slots
@@ -299,14 +299,6 @@ def test_it_leaves_no_trace():
     assert slots.first_position(model) == 0 and torch.equal(model(ids[None]).logits, before)
 
 
-@pytest.mark.parametrize(
-    ("text", "tokens", "expected"),
-    [("5 6 7", 3, [1, 5, 6]), ("5 6 7", 4, [1, 5, 6, 7]), ("5 6", 6, [1, 5, 6, 5, 6, 5]), ("5", 1, [1])],
-)
-def test_a_text_is_repeated_or_cut_with_what_stands_in_front_of_every_text_once(text, tokens, expected):
-    assert text_ids(Words(), text, tokens) == expected
-
-
 def test_a_text_without_tokens_is_refused():
     with pytest.raises(UserError, match=r"method\.text is ' ', which has no tokens"):
         begun(tiny("llama"), text=" ")
@@ -319,7 +311,7 @@ def test_models_without_attention_in_every_block_are_refused_with_the_reason(nam
 
 
 def test_a_prefix_that_fills_the_model_is_refused():
-    with pytest.raises(UserError, match="a prefix of 256 leaves no room: the model takes 256 positions"):
+    with pytest.raises(UserError, match=r"method prefix: 256 positions in front leave no room: this model takes 256; lower method\.tokens"):
         begun(tiny("llama"), tokens=256)
 
 

@@ -10,7 +10,8 @@ from tests.tiny_models import VOCABULARY, some_documents, tiny
 from tunesmith.data.corpus.batches import make_row
 from tunesmith.errors import UserError
 from tunesmith.methods import method, prompt
-from tunesmith.methods.prompt import VirtualTokens, embed, ordinary_ids, size_of, text_ids
+from tunesmith.methods.parts import in_front
+from tunesmith.methods.prompt import VirtualTokens, embed, ordinary_ids, size_of
 from tunesmith.methods.settings import SETTINGS
 from tunesmith.methods.settings import Prompt as Settings
 from tunesmith.methods.tuning import Start, Tuning
@@ -93,16 +94,7 @@ def test_a_text_is_repeated_cut_or_named_by_the_task(tokenizer, tiny_llama):
     assert torch.equal(table(begun(model, tokenizer, text="Sort.", tokens=12)), expected("Sort.", 12))
     assert torch.equal(table(begun(model, tokenizer, text="Sort letters", tokens=4)), expected("Sort", 4))
     assert torch.equal(table(begun(model, tokenizer, task="Name it.", tokens=9)), expected("Name it.", 9))
-    assert torch.equal(table(begun(model, tokenizer, tokens=90)), expected(prompt.TASK, 90))
-    with pytest.raises(UserError, match=r"method\.text is ''"):
-        text_ids(tokenizer, "", 3)
-
-
-def test_what_stands_in_front_of_every_text_stands_in_front_once():
-    def tokenizer(text: str, add_special_tokens: bool = True) -> dict[str, list[int]]:
-        return {"input_ids": [1] * add_special_tokens + [ord(letter) for letter in text] + [2] * add_special_tokens}
-
-    assert text_ids(tokenizer, "ab", 6) == [1, 97, 98, 97, 98, 97]
+    assert torch.equal(table(begun(model, tokenizer, tokens=90)), expected(in_front.SENTENCE, 90))
 
 
 def test_tokens_of_the_vocabulary_are_ordinary_ones_and_each_its_own(tokenizer, tiny_llama):
@@ -143,7 +135,7 @@ def test_the_size_is_behind_the_scale_of_the_class():
 
 
 def test_models_that_virtual_tokens_cannot_stand_in_front_of():
-    with pytest.raises(UserError, match=r"method prompt: 256 virtual tokens leave no room: this model takes 256 positions"):
+    with pytest.raises(UserError, match=r"method prompt: 256 positions in front leave no room: this model takes 256; lower method.tokens"):
         method.build(tiny("gpt2"), Settings(tokens=256), quantized=False)
     model = tiny("llama")
     model.config.vocab_size_per_layer_input = Gemma3nTextConfig().vocab_size_per_layer_input

@@ -12,7 +12,6 @@ adapter between layers cannot be folded into weights: it is not linear.
 """
 
 import threading
-import zlib
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 from tunesmith.methods.settings import Adapter as Settings
 from tunesmith.methods.tuning import Start, Tuning
 from tunesmith.models import slots, sublayers
+from tunesmith.models.draws import stream
 from tunesmith.models.sublayers import Sublayers
 
 NF4 = True
@@ -165,8 +165,7 @@ def init(tuning: Tuning, start: Start, settings: Settings) -> None:
     """D uniform with bound 1/√C, all else zero; each path has its own stream of numbers."""
     for name, parameter in tuning.parameters.items():
         if name.endswith(".down"):
-            generator = torch.Generator().manual_seed(start.seed * 1_000_003 + zlib.crc32(name.encode()))
             bound = parameter.shape[1] ** -0.5
-            parameter.copy_(torch.empty(parameter.shape).uniform_(-bound, bound, generator=generator))
+            parameter.copy_(torch.empty(parameter.shape).uniform_(-bound, bound, generator=stream(start.seed, name)))
         else:
             parameter.zero_()

@@ -13,7 +13,6 @@ higher learning rate.
 Cost: r·(in + out) parameters a layer; forward and backward 4N instead of 6N FLOP a token, since no gradient of W is made.
 """
 
-import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -24,6 +23,7 @@ from tunesmith.methods.parts import extras
 from tunesmith.methods.settings import LoRA as Settings
 from tunesmith.methods.tuning import Start, Tuning
 from tunesmith.models import slots
+from tunesmith.models.draws import stream
 from tunesmith.models.nf4 import weight_of
 
 NF4 = True  # trains over an NF4 base
@@ -131,14 +131,14 @@ def kaiming(tuning: Tuning, seed: int) -> None:
     """A by Kaiming-uniform with bound 1/√in (what `peft` draws too), B zero; each path has its own stream of numbers."""
     for name, A, B in _pairs(tuning):
         bound = A.shape[1] ** -0.5
-        A.copy_(torch.empty(A.shape).uniform_(-bound, bound, generator=_stream(seed, name)))
+        A.copy_(torch.empty(A.shape).uniform_(-bound, bound, generator=stream(seed, name)))
         B.zero_()
 
 
 def gaussian(tuning: Tuning, seed: int) -> None:
     """A normal with deviation 1/r, as `peft` draws it, B zero."""
     for name, A, B in _pairs(tuning):
-        A.copy_(torch.empty(A.shape).normal_(std=1 / A.shape[0], generator=_stream(seed, name)))
+        A.copy_(torch.empty(A.shape).normal_(std=1 / A.shape[0], generator=stream(seed, name)))
         B.zero_()
 
 
@@ -146,10 +146,10 @@ def orthogonal(tuning: Tuning, seed: int) -> None:
     """A and B in the spans of two halves of one orthogonal basis of the r dimensions between them, so that B·A = 0 although
     neither is zero: both have a gradient at the first step. The factor 1/10 is `peft`'s."""
     for name, A, B in _pairs(tuning):
-        rank, stream = A.shape[0], _stream(seed, name)
-        basis = torch.linalg.qr(torch.randn(rank, rank, generator=stream)).Q
-        A.copy_(basis[0::2].T @ torch.randn(rank // 2, A.shape[1], generator=stream) / 10)
-        B.copy_(torch.randn(B.shape[0], rank // 2, generator=stream) @ basis[1::2] / 10)
+        rank, numbers = A.shape[0], stream(seed, name)
+        basis = torch.linalg.qr(torch.randn(rank, rank, generator=numbers)).Q
+        A.copy_(basis[0::2].T @ torch.randn(rank // 2, A.shape[1], generator=numbers) / 10)
+        B.copy_(torch.randn(B.shape[0], rank // 2, generator=numbers) @ basis[1::2] / 10)
 
 
 FIRST_VALUES: dict[str, Callable[[Tuning, int], None]] = {"kaiming": kaiming, "gaussian": gaussian, "orthogonal": orthogonal}
@@ -160,7 +160,3 @@ def _pairs(tuning: Tuning) -> Iterator[tuple[str, Tensor, Tensor]]:
     for path, module in tuning.adapter.items():
         if hasattr(module, "B"):
             yield f"{path}.A", module.A, module.B  # type: ignore[misc]
-
-
-def _stream(seed: int, name: str) -> torch.Generator:
-    return torch.Generator().manual_seed(seed * 1_000_003 + zlib.crc32(name.encode()))

@@ -20,6 +20,7 @@ from torch import Tensor
 from tunesmith.errors import UserError
 from tunesmith.methods import adapter, dora, freeze, full, lora, pissa, prefix, prompt, ptuning, ptuning_v2
 from tunesmith.methods.layouts import head as layouts_head
+from tunesmith.methods.layouts.adapter_file import some
 from tunesmith.methods.parts import loftq
 from tunesmith.methods.rates import Rates
 from tunesmith.methods.tuning import Start, Tuning
@@ -56,6 +57,8 @@ def build(model: Any, settings: Any, *, quantized: bool, device: Any = None) -> 
     try:
         return method.build(model, settings, device)
     except LookupError as error:
+        if type(error) is not LookupError:  # a KeyError is a mistake of ours, not the user's
+            raise
         raise UserError(f"method {settings.name}: {error.args[0]}") from None
 
 
@@ -150,7 +153,6 @@ def restore(tuning: Tuning, tensors: Mapping[str, Tensor], source: str) -> None:
     those of an undisturbed one.
     """
     if problems := misfits(tuning, tensors):
-        shown = problems[:20] + ([f"and {len(problems) - 20} more"] if len(problems) > 20 else [])
-        raise UserError(f"{source} does not fit this model:", *[f"  {problem}" for problem in shown])
+        raise UserError(f"{source} does not fit this model:", *[f"  {problem}" for problem in some(problems)])
     for name, tensor in (tuning.parameters | tuning.fixed).items():
         tensor.copy_(tensors[name])

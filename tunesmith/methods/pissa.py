@@ -17,7 +17,6 @@ takes no time, where rounding the checkpoint's matrices anew would take seconds 
 Cost: r·(in + out) trained parameters a layer, as many that are fixed; time is that of LoRA of rank 2r (dense), of rank r (NF4).
 """
 
-import zlib
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -32,6 +31,7 @@ from tunesmith.methods.parts.decompose import leading
 from tunesmith.methods.settings import PiSSA as Settings
 from tunesmith.methods.tuning import Start, Tuning
 from tunesmith.models import nf4, slots
+from tunesmith.models.draws import seed_of
 from tunesmith.models.nf4 import Quantized
 
 NF4 = True  # trains over an NF4 base, whose codes become those of the residual
@@ -204,11 +204,6 @@ def updates(adapter: dict[str, nn.Module]) -> dict[str, PiSSA]:
 def fixed(adapter: dict[str, nn.Module]) -> dict[str, Tensor]:
     """What a run keeps beside what it trains: a resumed one takes A0 and B0 from its checkpoint, not from another SVD."""
     return {f"{path}.{name}": buffer for path, module in updates(adapter).items() for name, buffer in module.named_buffers()}
-
-
-def seed_of(seed: int, path: str) -> int:
-    """Each matrix has its own stream of numbers, whatever else is tuned."""
-    return seed * 1_000_003 + zlib.crc32(path.encode())
 
 
 def check_rank(rank: int, adapter: dict[str, nn.Module]) -> None:

@@ -17,7 +17,6 @@ Cost: 2·P·heads·E parameters a layer without encoder; with one 2·heads·E·(
 h, and 8·h² + 8·h for each of its two directions in common). Attention reads P keys more for each token, nothing else changes.
 """
 
-import zlib
 from typing import Any
 
 import torch
@@ -25,20 +24,20 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from transformers import DynamicCache
 
-from tunesmith.errors import UserError
+from tunesmith.methods.parts import in_front
 from tunesmith.methods.rates import Rates
 from tunesmith.methods.settings import Prefix as Settings
 from tunesmith.methods.settings import PTuningV2
 from tunesmith.methods.tuning import Start, Tuning
 from tunesmith.models import front, prefix_attention, slots
 from tunesmith.models.attention_layers import attention_layers
+from tunesmith.models.draws import stream
 from tunesmith.models.head import decoder_of
 
 NF4 = True  # trains over an NF4 base
 LEARNING_RATES = {576: 3.6e-4, 3072: 7e-5}  # of an encoder, by channels of the model
 TABLE_RATES = {576: 2.8e-2, 3072: 5e-3}  # of a table that is trained as it is
 WIDEST = 512  # of an encoder unless a width is asked for: at the width of a 7B model it would have 270M parameters
-TEXT = "Read what follows with care, do exactly what it asks for, and answer in the form that the examples have."
 
 
 class Source(nn.Module):
@@ -122,9 +121,7 @@ def learning_rates(settings: Settings | PTuningV2) -> Rates:
 def build(model: Any, settings: Settings | PTuningV2, device: Any = None) -> Tuning:
     """One module a layer, at its attention, without values. Raises LookupError where a layer has no plain attention."""
     layers, config = attention_layers(model), model.config.get_text_config()
-    limit = getattr(config, "max_position_embeddings", None)
-    if limit is not None and settings.tokens >= limit:
-        raise LookupError(f"a prefix of {settings.tokens} leaves no room: the model takes {limit} positions")
+    in_front.check_room(model, settings.tokens)
     hidden = min(WIDEST, int(config.hidden_size)) if settings.hidden == "auto" else settings.hidden
     source = None if settings.encoder == "none" else Source(settings.encoder, settings.tokens, hidden, device)
     begun = source is not None and settings.init == "activations"
@@ -157,13 +154,13 @@ def init(tuning: Tuning, start: Start, settings: Settings | PTuningV2) -> None:
     Raises UserError where the text has no tokens.
     """
     for name, parameter in tuning.parameters.items():
-        generator = torch.Generator().manual_seed(start.seed * 1_000_003 + zlib.crc32(name.encode()))
+        numbers = stream(start.seed, name)
         values = torch.empty(parameter.shape)
         if name.endswith((".table", ".source.embedding")):
-            values.normal_(generator=generator)
+            values.normal_(generator=numbers)
         else:
             bound = _inputs(tuning, name) ** -0.5
-            values.uniform_(-bound, bound, generator=generator)
+            values.uniform_(-bound, bound, generator=numbers)
         parameter.copy_(values)
     if settings.init == "random":
         return
@@ -172,7 +169,7 @@ def init(tuning: Tuning, start: Start, settings: Settings | PTuningV2) -> None:
         rows = start.model.get_input_embeddings().weight.shape[0]
         ids_P = torch.randint(rows, (settings.tokens,), generator=torch.Generator().manual_seed(start.seed)).tolist()
     else:
-        ids_P = text_ids(start.tokenizer, settings.text or start.task or TEXT, settings.tokens)
+        ids_P = in_front.text_ids(start, settings.text, settings.tokens)
     for module, values in zip(modules.values(), activations(start.model, ids_P, [m.layer for m in modules.values()]), strict=True):
         if module.start is None:
             module.table.copy_(values)
@@ -189,19 +186,6 @@ def _inputs(tuning: Tuning, name: str) -> int:
     if own:
         return int(modules[path].source.embedding.shape[1])
     return int(modules[name.rpartition(".")[0]].weight.shape[1])
-
-
-def text_ids(tokenizer: Any, text: str, tokens: int) -> list[int]:
-    """The text as so many tokens, repeated or cut; what the tokenizer puts in front of every text stands in front once.
-
-    Raises UserError where the text has none.
-    """
-    body = list(tokenizer(text, add_special_tokens=False)["input_ids"])
-    if not body:
-        raise UserError(f"method.text is {text!r}, which has no tokens; write a sentence about the task, or leave it out")
-    whole = list(tokenizer(text)["input_ids"])
-    head = next((whole[:at] for at in range(len(whole)) if whole[at : at + len(body)] == body), [])
-    return (head + body * -(-tokens // len(body)))[:tokens]
 
 
 @torch.no_grad()

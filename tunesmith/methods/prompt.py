@@ -13,7 +13,6 @@ Cost: P·C parameters; each document is P tokens longer, in attention and in the
 but no gradient of a weight is made: 4N FLOP a token.
 """
 
-import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -21,16 +20,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tunesmith.errors import UserError
+from tunesmith.methods.parts import in_front
 from tunesmith.methods.settings import Prompt as Settings
 from tunesmith.methods.tuning import Start, Tuning
 from tunesmith.models import slots
+from tunesmith.models.draws import stream
 
 NF4 = True  # the base is only computed
 LEARNING_RATES = {576: 3.6e-3, 3072: 1e-3}  # by channels of the model
 USUAL_SIZE = 0.02  # root mean square of the embeddings of most models as they are first drawn
 COMMON_TOKENS = 5000  # first values come from so many ordinary tokens: the lowest ids are the most frequent pieces of text
-TASK = "Read the input with care, do what is asked and write nothing but the answer:"  # where nobody names the task
 _SAMPLE = 4096  # embeddings that are measured
 
 
@@ -80,30 +79,17 @@ def init(tuning: Tuning, start: Start, settings: Settings) -> None:
     [(path, module)] = tuning.adapter.items()
     table: Any = module.table
     embedding = start.model.get_input_embeddings()
-    generator = torch.Generator().manual_seed(start.seed * 1_000_003 + zlib.crc32(f"{path}.table".encode()))
+    generator = stream(start.seed, f"{path}.table")
     if settings.init == "random":
         table.copy_(torch.randn(table.shape, generator=generator) * size_of(start.model))
         return
     if settings.init == "text" and start.tokenizer is not None:
-        ids = text_ids(start.tokenizer, settings.text or start.task or TASK, len(table))
+        ids = in_front.text_ids(start, settings.text, len(table))
     else:
         ordinary = ordinary_ids(start.tokenizer, embedding.weight.shape[0])[:COMMON_TOKENS]
         order = torch.randperm(len(ordinary), generator=generator).tolist()
         ids = [ordinary[order[i % len(order)]] for i in range(len(table))]
     table.copy_(slots.own_forward(embedding, torch.tensor(ids, device=embedding.weight.device)))
-
-
-def text_ids(tokenizer: Any, text: str, count: int) -> list[int]:
-    """So many tokens: what the tokenizer puts in front of every text once, then the text, repeated or cut.
-
-    Raises UserError for a text without tokens.
-    """
-    body: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-    if not body:
-        raise UserError(f"method.text is {text!r}, which has no tokens; write a sentence about the task, or leave it out")
-    whole: list[int] = tokenizer(text)["input_ids"]
-    begin = next((whole[:at] for at in range(len(whole)) if whole[at : at + len(body)] == body), [])
-    return (begin + body * count)[:count]
 
 
 def ordinary_ids(tokenizer: Any, rows: int) -> list[int]:
@@ -119,9 +105,7 @@ def place_for(model: Any, tokens: int) -> tuple[str, int]:
     config, embedding = model.config.get_text_config(), model.get_input_embeddings()
     if getattr(config, "hidden_size_per_layer_input", None) and getattr(config, "vocab_size_per_layer_input", None):
         raise LookupError("this architecture looks each token up once more in every block, where virtual tokens have no row; take lora")
-    limit = getattr(config, "max_position_embeddings", None)
-    if limit and tokens >= limit:
-        raise LookupError(f"{tokens} virtual tokens leave no room: this model takes {limit} positions; lower method.tokens")
+    in_front.check_room(model, tokens)
     path = next(path for path, module in model.named_modules() if module is embedding)
     return path, embedding.weight.shape[1]
 

@@ -9,7 +9,6 @@ Shapes: N positions, C channels, L labels.
 """
 
 import json
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -24,6 +23,7 @@ from transformers import AutoModelForSequenceClassification, AutoModelForTokenCl
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING
 
 from tunesmith.errors import UserError
+from tunesmith.models.draws import stream
 from tunesmith.models.head import decoder_of
 from tunesmith.models.matrix import tensor_files
 
@@ -61,8 +61,7 @@ class Score(nn.Module):
     @torch.no_grad()
     def begin(self, seed: int) -> None:
         """First values, as `transformers` draws them: normal weights as wide as the model's own, no bias."""
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + zlib.crc32(b"score.weight"))
-        self.weight.copy_(torch.empty(self.weight.shape).normal_(std=self.spread, generator=generator))
+        self.weight.copy_(torch.empty(self.weight.shape).normal_(std=self.spread, generator=stream(seed, "score.weight")))
         if self.bias is not None:
             self.bias.zero_()
 

@@ -116,5 +116,5 @@ def test_another_base_is_named(folder):
     save_file({"prompt_embeddings": torch.ones(300, 64)}, folder / layout.WEIGHTS)
     change(folder, num_virtual_tokens=300)
     assert problems(lambda: layout.fit(layout.read(folder), tiny("gpt2")))[1:] == [
-        "  300 virtual tokens leave no room: this model takes 256 positions; lower method.tokens"
+        "  300 positions in front leave no room: this model takes 256; lower method.tokens"
     ]

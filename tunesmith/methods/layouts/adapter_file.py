@@ -56,8 +56,9 @@ def tensors_of(folder: Path, name: str = WEIGHTS) -> dict[str, Tensor]:
         raise UserError(f"{path}: not a whole safetensors file ({error})") from None
 
 
-def some(problems: Sequence[str]) -> list[str]:
-    return [*problems[:SHOWN], *([f"and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else [])]
+def some(problems: Sequence[str], count: int = SHOWN) -> list[str]:
+    """The first of them, and how many more there are."""
+    return [*problems[:count], *([f"and {len(problems) - count} more"] if len(problems) > count else [])]
 
 
 def made_for_another(file: AdapterFile, problems: Sequence[str]) -> UserError:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from tunesmith.errors import UserError
-from tunesmith.methods.layouts.adapter_file import AdapterFile
+from tunesmith.methods.layouts.adapter_file import AdapterFile, some
 from tunesmith.models.fingerprint import difference
 
 Weighted = Sequence[tuple[AdapterFile, float]]
@@ -50,7 +50,7 @@ def linear(files: Weighted) -> AdapterFile:
         if len({rank for rank, _ in ranks}) > 1:
             problems.append(f"{path}: ranks {', '.join(f'{rank} ({name})' for rank, name in ranks)}")
     if problems:
-        raise UserError("linear needs the same rank everywhere; concat takes any", *[f"  {each}" for each in _few(problems)])
+        raise UserError("linear needs the same rank everywhere; concat takes any", *[f"  {each}" for each in some(problems)])
 
     def summed(parts: list[tuple[Tensor, Tensor, float]]) -> tuple[Tensor, Tensor]:
         roots = [math.sqrt(abs(factor)) for _, _, factor in parts]
@@ -115,7 +115,7 @@ def _why_not(file: AdapterFile) -> str:
         return "has a task's head, and two heads are not one; train one adapter for both tasks"
     paths = {f"{path}.{name}" for path in file.facts["scales"] for name in "AB"}
     if rest := sorted(file.tensors.keys() - paths):
-        return f"also trains {', '.join(_few(rest, 3))}, and two trained copies of one tensor are not one; merge it into the base"
+        return f"also trains {', '.join(some(rest, 3))}, and two trained copies of one tensor are not one; merge it into the base"
     return ""
 
 
@@ -147,7 +147,3 @@ def _norm(file: AdapterFile) -> float:
         a, b = file.tensors[f"{path}.A"].double(), file.tensors[f"{path}.B"].double() * file.facts["scales"][path]
         total += float(((b.T @ b) * (a @ a.T)).sum())
     return math.sqrt(max(0.0, total))
-
-
-def _few(items: Sequence[str], count: int = 20) -> list[str]:
-    return [*items[:count], *([f"and {len(items) - count} more"] if len(items) > count else [])]

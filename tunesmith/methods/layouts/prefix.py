@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tunesmith.errors import UserError
 from tunesmith.methods import prefix
 from tunesmith.methods.layouts.adapter_file import CONFIG, WEIGHTS, AdapterFile, made_for_another
+from tunesmith.methods.parts import in_front
 from tunesmith.methods.tuning import Tuning
 from tunesmith.models.attention_layers import attention_layers
 
@@ -67,6 +68,7 @@ def fit(file: AdapterFile, model: Any, device: Any = None) -> Tuning:
     table = file.tensors[TABLE]
     try:
         layers = attention_layers(model)
+        in_front.check_room(model, len(table))
     except LookupError as error:
         raise made_for_another(file, [error.args[0]]) from None
     problems = []

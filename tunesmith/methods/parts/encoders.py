@@ -7,11 +7,12 @@ once training has ended (Liu et al. 2021, arXiv:2103.10385, section 3.2).
 The sizes, and what stands in which order, are those of `peft`.
 """
 
-import zlib
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from tunesmith.models.draws import stream
 
 LAYERS = 2  # of the LSTM
 
@@ -71,7 +72,7 @@ def begin(encoder: MLP | LSTM, seed: int, path: str, size: float) -> None:
     stream of numbers of its own, by `path` and its name.
     """
     for name, parameter in encoder.named_parameters():
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + zlib.crc32(f"{path}.{name}".encode()))
+        generator = stream(seed, f"{path}.{name}")
         if name == "embedding":
             values = torch.randn(parameter.shape, generator=generator)
         elif "bias" in name:

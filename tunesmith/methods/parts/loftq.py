@@ -20,6 +20,7 @@ from tunesmith.methods.pissa import PiSSA
 from tunesmith.methods.settings import LoRA as Settings
 from tunesmith.methods.tuning import Start, Tuning
 from tunesmith.models import nf4
+from tunesmith.models.draws import seed_of
 
 NF4 = True
 LEARNING_RATES = lora.LEARNING_RATES
@@ -44,7 +45,7 @@ def init(tuning: Tuning, start: Start, settings: Settings) -> None:
         layer = start.model.get_submodule(path)
         b_OR, a_RI = module.B.detach(), module.A.detach()
         if nf4.is_nf4(layer):
-            weight_OI, seed = start.dense(path).to(module.A.device), pissa.seed_of(start.seed, path)
+            weight_OI, seed = start.dense(path).to(module.A.device), seed_of(start.seed, path)
             b_OR, a_RI = decompose.loftq(weight_OI, settings.rank, layer.rounded, settings.loftq_iterations, seed)
             b_OR, a_RI = b_OR / module.scale**0.5, a_RI / module.scale**0.5
         module.start_from(b_OR, a_RI)
