@@ -51,8 +51,8 @@ def _note(row: config.Row, key: str) -> str:
 
 
 def _shown(key: str, default: str) -> str:
-    if default not in ("''", "needed"):
-        return f"`{default}`"
+    if default not in ("''", "needed") or key == "method.text":
+        return "empty" if default == "''" else f"`{default}`"
     return "by its parts" if key == "out" else "needed"
 
 

@@ -292,3 +292,16 @@ def test_the_schema_describes_everything():
 def test_records_are_plain():
     assert [each.name for each in dataclasses.fields(config.Row)] == ["key", "default", "choices", "sentence"]
     assert Loaded(parse({})).origins == {}
+
+
+def test_settings_of_a_method_that_would_change_nothing_are_refused_with_their_place(yaml_file):
+    found = wrong(lambda: load(yaml_file("method:\n  name: prompt\n  init: vocabulary\n  text: Sort the letters.\n")))
+    assert found == [
+        "RUN.yaml:4: method.text=Sort the letters. changes nothing: method.init=vocabulary begins from no text; leave one of the two out"
+    ]
+    found = wrong(
+        lambda: load(
+            overrides=[("method.name", "adapter", "--method"), *[(f"method.{k}", 8, f"method.{k}=8") for k in ("width", "reduction")]]
+        )
+    )
+    assert found == ["method.reduction=8.0 changes nothing: method.width already says how wide the bottleneck is; leave one of the two out"]

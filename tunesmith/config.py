@@ -258,7 +258,10 @@ def parse(values: Mapping[str, Any], origins: Mapping[str, str] | None = None) -
     except ValidationError as error:
         raise UserError(*_problems(error, values, origins)) from None
     kept = run.model_dump()
-    problems = []
+    problems = [
+        f"{_head(f'method.{name}', origins)}={flow(kept['method'][name])} changes nothing: {because}; leave one of the two out"
+        for name, because in run.method.idle().items()
+    ]
     for key, harmless in NOT_YET.items():
         section, name = key.split(".")
         if kept[section][name] not in harmless:

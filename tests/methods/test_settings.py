@@ -31,6 +31,32 @@ def test_wrong_values_are_refused(wrong):
         LoRA(**wrong)
 
 
+@pytest.mark.parametrize(
+    ("name", "given", "idle"),
+    [
+        ("freeze", {"pattern": ".*norm.*", "layers": 3, "end": "first", "embeddings": True}, {"layers", "end"}),
+        ("freeze", {"layers": 3, "end": "first"}, set()),
+        ("lora", {"loftq_iterations": 5}, {"loftq_iterations"}),
+        ("lora", {"init": "loftq", "loftq_iterations": 5}, set()),
+        ("prompt", {"init": "vocabulary", "text": "Sort."}, {"text"}),
+        ("prompt", {"init": "text", "text": "Sort."}, set()),
+        ("prefix", {"init": "random", "text": "Sort.", "encoder": "none", "hidden": 64}, {"text", "hidden"}),
+        ("prefix", {"text": "Sort.", "hidden": 64}, set()),
+        ("ptuning_v2", {"hidden": 64}, {"hidden"}),
+        ("ptuning_v2", {"hidden": 64, "encoder": "lstm"}, set()),
+        ("adapter", {"width": 8, "reduction": 4.0}, {"reduction"}),
+        ("adapter", {"reduction": 4.0}, set()),
+    ],
+)
+def test_settings_that_would_change_nothing_are_known(name, given, idle):
+    found = SETTINGS[name](**given).idle()
+    assert set(found) == idle and all(because.startswith("method.") for because in found.values())
+
+
+def test_the_defaults_of_every_method_all_count():
+    assert [name for name, cls in SETTINGS.items() if cls().idle()] == []
+
+
 def test_values_do_not_change():
     with pytest.raises(ValidationError, match="frozen"):
         LoRA().rank = 4

@@ -231,6 +231,14 @@ def test_an_adapter_is_gone_on_from_with_its_own_method(adapter: Path, tiny_llam
     assert "neither a run folder nor an adapter folder (adapter_config.json is missing)" in said
 
 
+def test_how_an_adapter_begins_is_no_setting_of_a_run_that_goes_on_from_one(
+    adapter: Path, tiny_llama: Path, data: Path, tmp_path: Path
+) -> None:
+    method = {"name": "lora", "init": "gaussian", "dropout": 0.2}
+    said = refusal(runs.settings(tiny_llama, data, tmp_path / "run", {"model.adapter": str(adapter), "method": method}))
+    assert said == "method.init says how an adapter begins, and that of model.adapter has begun; leave it out"
+
+
 def test_a_run_folder_stands_for_its_adapter(adapter: Path, tmp_path: Path) -> None:
     shutil.copytree(adapter, tmp_path / "run" / "adapter")
     assert setting.adapter_folder(str(tmp_path / "run")) == tmp_path / "run" / "adapter"

@@ -21,6 +21,10 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
+    def idle(self) -> dict[str, str]:
+        """Keys that were given and change nothing beside the other settings, each with the reason: they are refused, not passed over."""
+        return {}
+
 
 class Full(Settings):
     """Train every weight."""
@@ -44,6 +48,10 @@ class Freeze(Settings):
     """Train the embeddings (and a head tied to them) too."""
     head: bool = False
     """Train the final norm and an untied head too."""
+
+    def idle(self) -> dict[str, str]:
+        beside = "method.pattern alone says what is trained"
+        return _given(self, "layers", "end", because=beside) if self.pattern is not None else {}
 
 
 class LoRA(Settings):
@@ -71,6 +79,9 @@ class LoRA(Settings):
     """Rows of the embedding (and of a tied head) that are trained too: token ids or tokens such as "<|im_start|>"."""
     modules_to_save: list[str] = []
     """Modules that are trained whole beside the updates and saved with them: lm_head, embed_tokens, endings of paths."""
+
+    def idle(self) -> dict[str, str]:
+        return {} if self.init == "loftq" else _given(self, "loftq_iterations", because=f"method.init={self.init} does not iterate")
 
 
 class DoRA(Settings):
@@ -131,6 +142,9 @@ class Prompt(Settings):
     text: str = ""
     """With init=text: what the virtual tokens begin as, repeated or cut to their number; empty names the task."""
 
+    def idle(self) -> dict[str, str]:
+        return {} if self.init == "text" else _given(self, "text", because=f"method.init={self.init} begins from no text")
+
 
 class PTuning(Settings):
     """Virtual tokens made by a small encoder (P-tuning, Liu 2021); the encoder is left out of the file for serving."""
@@ -161,22 +175,20 @@ class Prefix(Settings):
     text: str = ""
     """With init=activations: the text, repeated or cut to the prefix's length; empty names the task."""
 
+    def idle(self) -> dict[str, str]:
+        found = _given(self, "text", because="method.init=random begins from no text") if self.init == "random" else {}
+        return found | (
+            _given(self, "hidden", because="method.encoder=none has no encoder that could be so wide") if self.encoder == "none" else {}
+        )
 
-class PTuningV2(Settings):
+
+class PTuningV2(Prefix):
     """Keys and values in front of every layer's attention, without encoder (P-tuning v2, Liu 2022)."""
 
-    name: Literal["ptuning_v2"] = "ptuning_v2"
+    name: Literal["ptuning_v2"] = "ptuning_v2"  # type: ignore[assignment]
     """How the model is tuned: keys and values in front of every layer, usually with a task head."""
-    tokens: PositiveInt = 20
-    """How many positions the prefix has."""
     encoder: Literal["none", "mlp", "lstm"] = "none"
     """What makes keys and values: a table, two linear layers, or an LSTM and one."""
-    hidden: PositiveInt | Auto = "auto"
-    """Width of the encoder; auto is the model's, at most 512."""
-    init: Literal["activations", "random"] = "activations"
-    """First values: what the model itself computes for a text, or random ones."""
-    text: str = ""
-    """With init=activations: the text, repeated or cut to the prefix's length; empty names the task."""
 
 
 class Adapter(Settings):
@@ -196,6 +208,15 @@ class Adapter(Settings):
     """What the update is multiplied by; auto is 1, and 4 for parallel."""
     dropout: Share = 0.0
     """Dropout on the update while training."""
+
+    def idle(self) -> dict[str, str]:
+        return _given(self, "reduction", because="method.width already says how wide the bottleneck is") if self.width is not None else {}
+
+
+def _given(settings: Settings, *names: str, because: str) -> dict[str, str]:
+    """Those of the settings that are not at their defaults."""
+    fields = type(settings).model_fields
+    return {name: because for name in names if getattr(settings, name) != fields[name].default}
 
 
 MethodSettings = Annotated[

@@ -33,6 +33,7 @@ from tunesmith.train.corpora import Corpus, Tell
 from tunesmith.train.task import Asked
 
 NF4_BYTES = 0.7  # bytes a parameter while loading, with embeddings that stay as they are
+OWN_WHEN_GOING_ON = ("dropout", "plus_ratio")  # what a run with `model.adapter` may choose of its method
 REASONS = 3  # kinds of reasons shown for rows that are not learned from
 REFERENCE_WIDTH = 2048  # of a model whose config does not say how wide it is
 
@@ -94,7 +95,8 @@ def decide(run: Run, origins: dict[str, str], tell: Tell = lambda sentence: None
         raise UserError(f"task.name is {auto.run.task.name}, but the data is made of {'raw text' if kind == 'text' else 'conversations'}")
     if asked.labels:
         auto.set("task.labels", "auto", asked.labels, "those of the training data")
-        auto.set("task.input", "auto", asked.input, "the measured default")
+    if asked.task:
+        auto.set("task.input", "auto", asked.input, "of the adapter's head" if tuning.head is not None else "the measured default")
     asked.give_head(skeleton, tuning, corpus.documents, auto.run.task.class_weights, device="meta")
     if kind == "text":  # a file is a document: cutting it would throw most of it away
         auto.set("data.on_overlength", "truncate", "split", "raw text is split, nothing is thrown away")
@@ -139,6 +141,13 @@ def _tuning(auto: "_Auto", skeleton: Any, base: Path) -> Tuning:
     check_base(file, base)
     fixed = layout.settings(file, skeleton)
     auto.choose_method(fixed.pop("name"), f"of the adapter {run.model.adapter}")
+    asked = auto.run.method
+    if idle := [
+        name
+        for name, field in type(asked).model_fields.items()
+        if name not in ("name", *fixed, *OWN_WHEN_GOING_ON) and getattr(asked, name) != field.default
+    ]:
+        raise UserError(*[f"method.{name} says how an adapter begins, and that of model.adapter has begun; leave it out" for name in idle])
     for name, value in fixed.items():
         auto.fix(f"method.{name}", value, f"of the adapter {run.model.adapter}")
     return adapter_to_go_on_from(auto.run, skeleton, "meta")
@@ -210,6 +219,7 @@ def _required(run: Run) -> None:
         problems.append("model.source is missing: --model FOLDER, a .gguf file, a hub id or builtin:smollm2-135m-instruct")
     if not run.data.train:
         problems.append("data.train is missing: --data FILE, a folder, a glob or builtin:tickets")
+    problems += tasks.idle(run.task)
     if problems:
         raise UserError(*problems)
 

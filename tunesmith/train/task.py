@@ -12,6 +12,7 @@ from tunesmith.data.corpus.samples import samples_of
 from tunesmith.data.rendering.render import Renderer
 from tunesmith.errors import UserError
 from tunesmith.methods import method
+from tunesmith.methods.layouts.adapter_file import some
 from tunesmith.methods.tuning import Tuning
 from tunesmith.models import score
 from tunesmith.models.score import Score
@@ -39,6 +40,8 @@ class Asked:
         if tuning.head is None:  # an adapter to go on from may have brought its own
             head = score.make(model, self.task, self.classes, device, input=self.input)
             method.give_head(model, tuning, head)
+        else:
+            tuning.head.input = self.input  # what is saved says how it was fed last
         if weights == "balanced" and tuning.head is not None:
             counts_L = np.bincount(documents.targets_M, minlength=len(self.classes))
             tuning.head.class_weights_L = score.balanced(counts_L.tolist())
@@ -49,23 +52,50 @@ def has_head(task: Task) -> bool:
     return task.name in TASKS and TASKS[task.name].HEAD and not (task.name == "classify" and task.head == "words")
 
 
+def idle(task: Task) -> list[str]:
+    """A sentence for every setting that would change nothing with this task, and what to do instead."""
+    labelled = task.name in TASKS and TASKS[task.name].HEAD
+    problems = []
+    if task.head == "words" and task.name != "classify":
+        cure = "task.name=generate learns entities as answers" if task.name == "tag" else "take task.name=classify, or leave it out"
+        problems.append(f"task.head=words writes labels, which task.name={task.name} does not ask for; {cure}")
+    elif not has_head(task):
+        without = "task.head=words" if labelled else f"task.name={task.name}"
+        cure = "take task.head=score" if labelled else "take task.name=classify or tag"
+        given = {"input": (task.input, "auto"), "class_weights": (task.class_weights, "none")}
+        problems += [
+            f"task.{key}={value} is for a head, and {without} has none; {cure}, or leave it out"
+            for key, (value, usual) in given.items()
+            if value != usual
+        ]
+    if task.labels != "auto" and not labelled:
+        problems.append(f"task.labels is for labels, and task.name={task.name} has none; take task.name=classify or tag, or leave it out")
+    return problems
+
+
 def ask(run: Run, sources: Sources, renderer: Renderer, brought: Tuning, tell: Tell) -> Asked:
     """Labels are those of the setting, of the adapter to go on from, or of all rows. Raises UserError where there are none."""
-    if run.task.name not in ("classify", "tag"):
-        return Asked(renderer)
-    task = TASKS[run.task.name]
     labels = [] if run.task.labels == "auto" else list(run.task.labels)
     if brought.head is not None:
         labels = _brought(run, brought.head, labels)
+    if run.task.name not in ("classify", "tag"):
+        return Asked(renderer)
+    task = TASKS[run.task.name]
     if not labels:
         tell("looking up the labels")
         found = task.labels(samples_of(sources))
         labels = found.labels
         for note in found.notes:
             tell(note)
+    elif not has_head(run.task):  # a head refuses a row whose label it has no place for; an answer can be anything
+        lacking = [label for label in task.labels(samples_of(sources)).labels if label not in labels]
+        if lacking:
+            named = ", ".join(some([repr(label) for label in lacking], 10))
+            raise UserError(f"task.labels lacks {named}: rows of the training data have it; name every label, or mend the rows")
     if not has_head(run.task):
         return Asked(renderer, labels=labels)
-    given: Input = INPUT[run.task.name] if run.task.input == "auto" else run.task.input
+    usual: Any = brought.head.input if brought.head is not None else INPUT[run.task.name]
+    given: Input = usual if run.task.input == "auto" else run.task.input
     return Asked(task.render(renderer, labels, given), run.task.name, labels, task.classes(labels), given)
 
 
@@ -75,7 +105,7 @@ def _brought(run: Run, head: Score, labels: list[str]) -> list[str]:
     if head.task != run.task.name or not has_head(run.task) or (labels and labels != known):
         raise UserError(
             f"model.adapter: {run.model.adapter} has a head for task.name={head.task} with the labels {', '.join(known)}; "
-            "a run that goes on from it keeps them (leave task.labels out)"
+            f"a run that goes on from it keeps both: take task.name={head.task}, and leave task.labels and task.head out"
         )
     return known
 
