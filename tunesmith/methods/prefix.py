@@ -55,8 +55,10 @@ class Source(nn.Module):
         self._last: Tensor | None = None
 
     def forward(self) -> Tensor:
+        """[P, width]"""
         if isinstance(self.layer, nn.LSTM):
-            states: Tensor = self.layer(self.embedding[None])[0][0]
+            with torch.backends.cudnn.flags(enabled=False):  # it sums in no fixed order: a resumed run would not repeat it
+                states: Tensor = self.layer(self.embedding[None])[0][0]
             return states
         return torch.tanh(self.layer(self.embedding))
 

@@ -48,9 +48,11 @@ class VirtualTokens(nn.Module):
         return {"peft_type": "PROMPT_TUNING", "prompt_tuning_init": "RANDOM"}
 
     def table_PC(self) -> Tensor:
+        """[P, C] in fp32."""
         return self.table
 
     def forward(self, layer: nn.Module, ids: Tensor) -> Tensor:
+        """[...] ids to [..., C] in the embedding's dtype."""
         return embed(layer, ids, self.table_PC)
 
 
@@ -68,9 +70,14 @@ def embed(layer: nn.Module, ids: Tensor, table_PC: Callable[[], Tensor]) -> Tens
 def build(model: Any, settings: Settings, device: Any = None) -> Tuning:
     """The table, without values. Raises LookupError for models that it cannot stand in front of."""
     path, width = place_for(model, settings.tokens)
-    adapter: dict[str, nn.Module] = {path: VirtualTokens(settings.tokens, width, device)}
+    return assembled(model, path, VirtualTokens(settings.tokens, width, device))
+
+
+def assembled(model: Any, path: str, module: VirtualTokens) -> Tuning:
+    """A table as a tuning, with steps of the size that this model's embeddings ask for."""
+    adapter: dict[str, nn.Module] = {path: module}
     ratios = {f"{path}.table": size_of(model) / USUAL_SIZE}
-    return Tuning(adapter, dict(slots.indexed(adapter)), ratios, layout="prompt", virtual_tokens=settings.tokens)
+    return Tuning(adapter, dict(slots.indexed(adapter)), ratios, layout="prompt", virtual_tokens=module.virtual_tokens)
 
 
 @torch.no_grad()

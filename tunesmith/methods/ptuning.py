@@ -8,7 +8,7 @@ A step changes the encoder, and so all virtual tokens together: they move faster
 are kept in checkpoints, so that a run is resumed exactly. The adapter folder holds what the encoder makes of the table, [P, C],
 and nothing else, as `peft` has it: whoever goes on from there trains a plain table (`method.name: prompt`).
 
-Cost, for an encoder of width H (auto: C): mlp P·C + 2·C·H + H² + 2·H + C parameters; lstm P·C + 8·H·C + 36·H² + 34·H + 2·H·C + C.
+Cost, for an encoder of width H (auto: C): mlp P·C + 2·C·H + H² + 2·H + C parameters; lstm P·C + 10·C·H + 36·H² + 34·H + C.
 None of them is there when the model answers. The rest is prompt tuning's.
 """
 
@@ -49,10 +49,12 @@ class EncodedTokens(nn.Module):
         }
 
     def table_PC(self) -> Tensor:
+        """[P, C] in fp32, as the encoder makes it now."""
         made_PC: Tensor = self.encoder()
         return made_PC
 
     def forward(self, layer: nn.Module, ids: Tensor) -> Tensor:
+        """[...] ids to [..., C] in the embedding's dtype."""
         return embed(layer, ids, self.table_PC)
 
 

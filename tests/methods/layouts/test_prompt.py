@@ -118,3 +118,10 @@ def test_another_base_is_named(folder):
     assert problems(lambda: layout.fit(layout.read(folder), tiny("gpt2")))[1:] == [
         "  300 positions in front leave no room: this model takes 256; lower method.tokens"
     ]
+
+
+def test_a_run_that_goes_on_takes_steps_as_large_as_the_one_that_began(tmp_path):
+    """The size of the embeddings decides, not where the table came from; Gemma's are large."""
+    tuning = written(tmp_path / "adapter", "gemma3")
+    again = layout.fit(layout.read(tmp_path / "adapter"), tiny("gemma3"))
+    assert again.learning_rate_ratios == tuning.learning_rate_ratios and min(again.learning_rate_ratios.values()) > 10

@@ -5,13 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tunesmith.errors import UserError
 from tunesmith.methods.layouts.adapter_file import CONFIG, WEIGHTS, AdapterFile, made_for_another, some
-from tunesmith.methods.prompt import VirtualTokens, place_for
+from tunesmith.methods.prompt import VirtualTokens, assembled, place_for
 from tunesmith.methods.tuning import Tuning
-from tunesmith.models import slots
 
 _TABLE = "prompt_embeddings"
 _KINDS = ("PROMPT_TUNING", "P_TUNING")
@@ -86,8 +85,7 @@ def fit(file: AdapterFile, model: Any, device: Any = None) -> Tuning:
     module = VirtualTokens(len(table_PC), width, device)
     with torch.no_grad():
         module.table.copy_(table_PC)
-    adapter: dict[str, nn.Module] = {path: module}
-    return Tuning(adapter, dict(slots.indexed(adapter)), layout="prompt", virtual_tokens=len(table_PC))
+    return assembled(model, path, module)
 
 
 def settings(file: AdapterFile, model: Any) -> dict[str, Any]:
