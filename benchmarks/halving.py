@@ -1,6 +1,6 @@
 """Which run comes next: successive halving over the learning rates and first values of a method on a data set.
 
-    a quarter of the tokens    the default rate, 3, 1/3 and 10 times it; further while the best stands at an end; then other first
+    a quarter of the tokens    the default rate, 3 times and a third of it; further while the best stands at an end; then other first
                                values or sizes at the best rate
     half                       the two best of all
     all of them                the better one
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-FACTORS = (1.0, 3.0, 1 / 3, 10.0)  # times the default rate, in this order
+FACTORS = (1.0, 3.0, 1 / 3)  # times the default rate, in this order
 BEYOND, FURTHEST = 3.0, 100.0  # how far the next rate is where the best is the last one, and how far from the default at most
 # Settings tried besides the defaults, at the best rate of these.
 OTHERS: dict[str, list[dict[str, Any]]] = {

@@ -46,12 +46,13 @@ def test_rates_come_first_then_longer_runs_of_the_best(scripts: Any) -> None:
     halving, _ = scripts
     made = played(halving, "dora", bowl(2.5e-3))
     assert [(each.learning_rate, each.tokens) for each in made] == [
-        (1e-3, 5000), (3e-3, 5000), (3.3e-4, 5000), (1e-2, 5000), (3e-3, 10_000), (1e-3, 10_000), (3e-3, 20_000),
+        (1e-3, 5000), (3e-3, 5000), (3.3e-4, 5000), (9e-3, 5000), (3e-3, 10_000), (1e-3, 10_000), (3e-3, 20_000),
     ]  # fmt: skip
-    assert sum(each.tokens for each in made) == halving.planned_tokens("dora", 20_000) and made[0].settings == "{}"
+    further = 5000
+    assert sum(each.tokens for each in made) == halving.planned_tokens("dora", 20_000) + further and made[0].settings == "{}"
 
 
-@pytest.mark.parametrize(("best", "found"), [(4e-2, 3e-2), (9e-5, 1.1e-4)])
+@pytest.mark.parametrize(("best", "found"), [(4e-2, 2.7e-2), (9e-5, 1.1e-4)])
 def test_a_best_rate_at_an_end_is_gone_beyond(scripts: Any, best: float, found: float) -> None:
     made = played(scripts[0], "dora", bowl(best))
     assert (made[-1].learning_rate, made[-1].tokens) == (found, 20_000)
@@ -59,7 +60,7 @@ def test_a_best_rate_at_an_end_is_gone_beyond(scripts: Any, best: float, found: 
 
 def test_it_does_not_go_on_for_ever(scripts: Any) -> None:
     made = played(scripts[0], "dora", bowl(1e9))
-    assert max(each.learning_rate for each in made) == 9e-2 and made[-1].learning_rate == 9e-2
+    assert max(each.learning_rate for each in made) == 8.1e-2 and made[-1].learning_rate == 8.1e-2
 
 
 def test_other_first_values_are_tried_at_the_best_rate(scripts: Any) -> None:
