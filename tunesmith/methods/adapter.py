@@ -26,7 +26,7 @@ from tunesmith.models.draws import stream
 from tunesmith.models.sublayers import Sublayers
 
 NF4 = True
-LEARNING_RATES = {576: 1.8e-3, 3072: 3e-4}  # by channels of the model
+LEARNING_RATES = {576: 0.00059, 3072: 3e-4}  # by channels of the model
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": nn.functional.relu,

@@ -29,7 +29,7 @@ from tunesmith.models import slots
 from tunesmith.models.nf4 import weight_of
 
 NF4 = True  # trains over an NF4 base (QDoRA)
-LEARNING_RATES = {576: 7.1e-4, 3072: 1e-4}  # by channels of the model
+LEARNING_RATES = {576: 0.0021, 3072: 1e-4}  # by channels of the model
 _TINY = 1e-18  # a row of zeros has no direction: its factor is m/tiny, its output 0, never NaN; fp32 holds the square
 _NORM_ROWS = 1024  # rows of a bf16 matrix that stand in fp32 at once
 

@@ -10,7 +10,7 @@ from tunesmith.methods.settings import Full as Settings
 from tunesmith.methods.tuning import Start, Tuning
 
 NF4 = False
-LEARNING_RATES = {576: 7.1e-5, 3072: 1e-5}  # by channels of the model
+LEARNING_RATES = {576: 0.00021, 3072: 1e-5}  # by channels of the model
 
 
 def build(model: Any, settings: Settings, device: Any = None) -> Tuning:

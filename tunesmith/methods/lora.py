@@ -27,7 +27,7 @@ from tunesmith.models.draws import stream
 from tunesmith.models.nf4 import weight_of
 
 NF4 = True  # trains over an NF4 base
-LEARNING_RATES = {576: 7.1e-4, 3072: 1e-4}  # by channels of the model
+LEARNING_RATES = {576: 0.0021, 3072: 1e-4}  # by channels of the model
 
 
 class LoRA(nn.Module):

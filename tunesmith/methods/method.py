@@ -21,7 +21,7 @@ from tunesmith.errors import UserError
 from tunesmith.methods import adapter, dora, freeze, full, lora, pissa, prefix, prompt, ptuning, ptuning_v2
 from tunesmith.methods.layouts import head as layouts_head
 from tunesmith.methods.layouts.adapter_file import some
-from tunesmith.methods.parts import loftq
+from tunesmith.methods.parts import extras, loftq
 from tunesmith.methods.rates import Rates
 from tunesmith.methods.tuning import Start, Tuning
 from tunesmith.models import slots
@@ -78,8 +78,9 @@ def learning_rates(settings: Any) -> Rates:
 def give_head(model: Any, tuning: Tuning, head: Score) -> None:
     """Let a task's head be trained beside the method's own tensors. The model's own head computes nothing then, and is left out.
 
-    Raises UserError where the method was told to train that head.
+    Raises UserError where the method was told to train a language model's head that is no embedding too.
     """
+    tuning.adapter = extras.without_head(tuning.adapter, model)
     if beside := [path for path in tuning.adapter if model.get_submodule(path) is model.get_output_embeddings()]:
         raise UserError(
             f"method: {beside[0]} is the language model's head, which computes nothing for task.name={head.task}; "

@@ -35,7 +35,7 @@ from tunesmith.models.draws import seed_of
 from tunesmith.models.nf4 import Quantized
 
 NF4 = True  # trains over an NF4 base, whose codes become those of the residual
-LEARNING_RATES = {576: 3.6e-4, 3072: 7e-5}  # by channels of the model
+LEARNING_RATES = {576: 0.0011, 3072: 7e-5}  # by channels of the model
 # What vLLM's --max-lora-rank can be; the second is its default (vllm/config/lora.py, version 0.22).
 SERVED_RANKS, SERVED_BY_DEFAULT = (1, 8, 16, 32, 64, 128, 256, 320, 512), 16
 

@@ -35,7 +35,7 @@ from tunesmith.models.draws import stream
 from tunesmith.models.head import decoder_of
 
 NF4 = True  # trains over an NF4 base
-LEARNING_RATES = {576: 3.6e-4, 3072: 7e-5}  # of an encoder, by channels of the model
+LEARNING_RATES = {576: 0.00036, 3072: 7e-5}  # of an encoder, by channels of the model
 TABLE_RATES = {576: 2.8e-2, 3072: 5e-3}  # of a table that is trained as it is
 WIDEST = 512  # of an encoder unless a width is asked for: at the width of a 7B model it would have 270M parameters
 

@@ -27,7 +27,7 @@ from tunesmith.models import slots
 from tunesmith.models.draws import stream
 
 NF4 = True  # the base is only computed
-LEARNING_RATES = {576: 3.6e-3, 3072: 1e-3}  # by channels of the model
+LEARNING_RATES = {576: 0.011, 3072: 1e-3}  # by channels of the model
 USUAL_SIZE = 0.02  # root mean square of the embeddings of most models as they are first drawn
 COMMON_TOKENS = 5000  # first values come from so many ordinary tokens: the lowest ids are the most frequent pieces of text
 _SAMPLE = 4096  # embeddings that are measured

@@ -24,7 +24,7 @@ from tunesmith.methods.tuning import Start, Tuning
 from tunesmith.models import slots
 
 NF4 = True  # the base is only computed
-LEARNING_RATES = {576: 7.1e-4, 3072: 1e-4}  # by channels of the model
+LEARNING_RATES = {576: 0.0021, 3072: 1e-4}  # by channels of the model
 
 
 class EncodedTokens(nn.Module):

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from tunesmith.errors import UserError
 from tunesmith.methods.layouts.adapter_file import ABOUT, tensors_of
+from tunesmith.methods.parts import extras
 from tunesmith.methods.tuning import Tuning
 from tunesmith.models.score import NAMES, Score, counterpart, fitted
 
@@ -62,7 +63,7 @@ def fit(head: dict[str, Any], tuning: Tuning, model: Any, folder: Path, device: 
     """Give a tuning the head that its folder holds. Labels without names are those of the base's config. Raises UserError."""
     said = {"labels": list((model.config.id2label or {}).values())} | (tuning.about.get("head") or {}) | {"task": head["task"]}
     score = fitted(said, head["tensors"], str(folder), device)
-    tuning.head = score
+    tuning.adapter, tuning.head = extras.without_head(tuning.adapter, model), score
     tuning.parameters |= score.tensors
 
 

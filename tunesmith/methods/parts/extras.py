@@ -182,6 +182,16 @@ def begin(tuning: Any, model: Any) -> None:
             first(model.get_submodule(path))
 
 
+def without_head(adapter: dict[str, nn.Module], model: Any) -> dict[str, nn.Module]:
+    """The same where a task's head has taken the place of the language model's own: nothing follows the embedding there any more,
+    and a copy of the embedding alone is all that there is of the matrix."""
+    head = ends(model)[1]
+    for module in adapter.values():
+        if isinstance(module, TrainedCopy) and module.split_from == head:
+            module.split_from = ""
+    return {path: module for path, module in adapter.items() if path != head or not hasattr(module, "follows")}
+
+
 def ends(model: Any) -> tuple[str, str]:
     """Paths of embedding and head."""
     paths = {id(module): path for path, module in model.named_modules()}
