@@ -12,7 +12,9 @@ from tests import runs
 from tests.runs import own_cache  # noqa: F401
 from tunesmith import config, hardware
 from tunesmith.errors import UserError
-from tunesmith.train import loop, setting
+from tunesmith.methods import lora
+from tunesmith.methods.rates import rate_at
+from tunesmith.train import setting
 from tunesmith.train.setting import decide
 
 
@@ -60,7 +62,7 @@ def test_nothing_stays_open_that_decides_the_run(tiny_llama: Path, data: Path, m
     assert run.task.name == "generate"
     assert run.train.tokens_per_step == 512, "few tokens: the smallest step"
     assert run.train.row_tokens == 1024
-    assert run.train.learning_rate == 0.0064, "2e-4 at 2,048 channels, and this model has 64"
+    assert run.train.learning_rate == rate_at(lora.LEARNING_RATES, 64), "by the model's channels"
     assert run.train.checkpoint_every == run.evaluate.every == max(1, -(-found.steps // 10))
     assert run.train.recompute == "none"
     assert run.out == "runs/tiny-llama-lora-rows"
@@ -211,6 +213,17 @@ def test_another_rank_than_the_adapter_s_is_refused(adapter: Path, tiny_llama: P
     assert f"method.rank=16: method.rank is 3 of the adapter {adapter}; leave the setting out" in said
 
 
+def test_a_run_that_names_no_origins_is_not_changed_in_silence(adapter: Path, tiny_llama: Path, data: Path, tmp_path: Path) -> None:
+    """As a program makes it; ids of tokens are filled in by us, and are the user's all the same."""
+    for given, said in [
+        ({"rank": 16}, "method.rank=16: method.rank is 3 "),
+        ({"trainable_tokens": ["a"]}, "method.trainable_tokens is [] "),
+    ]:
+        method: dict[str, Any] = {"name": "lora", **given}
+        run = runs.settings(tiny_llama, data, tmp_path / "run", {"model.adapter": str(adapter), "method": method})
+        assert said in (found := refusal(run)) and found.endswith("leave the setting out")
+
+
 def test_another_base_is_refused_with_shapes(adapter: Path, tiny_llama: Path, data: Path, tmp_path: Path) -> None:
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -237,13 +250,6 @@ def test_how_an_adapter_begins_is_no_setting_of_a_run_that_goes_on_from_one(
     method = {"name": "lora", "init": "gaussian", "dropout": 0.2}
     said = refusal(runs.settings(tiny_llama, data, tmp_path / "run", {"model.adapter": str(adapter), "method": method}))
     assert said == "method.init says how an adapter begins, and that of model.adapter has begun; leave it out"
-
-
-def test_a_run_folder_stands_for_its_adapter(adapter: Path, tmp_path: Path) -> None:
-    shutil.copytree(adapter, tmp_path / "run" / "adapter")
-    assert setting.adapter_folder(str(tmp_path / "run")) == tmp_path / "run" / "adapter"
-    assert setting.adapter_folder(str(adapter)) == adapter
-    assert loop.adapter_to_go_on_from is setting.adapter_to_go_on_from
 
 
 def test_a_measurement_that_is_not_there_yet_is_said_not_passed_over(tiny_llama: Path, data: Path) -> None:

@@ -29,9 +29,10 @@ from tunesmith.step import forward as forwards
 from tunesmith.step.forward import Forward
 from tunesmith.step.optim import Optimizer, learning_rate
 from tunesmith.train import checkpoint, figures, folder, nonfinite, report, tensorboard, weights
+from tunesmith.train.adapter import adapter_to_go_on_from
 from tunesmith.train.checkpoint import Checkpoint, Clock, Progress, Stopwatch
 from tunesmith.train.corpora import Tell
-from tunesmith.train.setting import Setting, adapter_to_go_on_from, decide
+from tunesmith.train.setting import Setting, decide
 from tunesmith.train.task import sentence
 
 Stop = Callable[[], int]  # 0, or the exit code with which to stop after the step
@@ -227,7 +228,7 @@ def _tuning(run: Run, base: Base, setting: Setting, kept: dict[str, torch.Tensor
     else:
         tuning = method.build(base.model, run.method, quantized=base.quantized, device=setting.device)
     brought = tuning.head
-    setting.asked.give_head(base.model, tuning, setting.documents, run.task.class_weights, setting.device)
+    setting.asked.give_head(base.model, tuning, setting.documents, run, setting.device)
     if kept:
         method.restore(tuning, kept, where)
     elif run.model.adapter is None:

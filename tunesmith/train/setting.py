@@ -19,7 +19,7 @@ from tunesmith.data.corpus.stream import Stream
 from tunesmith.data.rendering.render import Renderer
 from tunesmith.errors import UserError
 from tunesmith.methods.layouts import layout
-from tunesmith.methods.layouts.adapter_file import CONFIG, check_base
+from tunesmith.methods.layouts.adapter_file import check_base
 from tunesmith.methods.method import METHODS, build, learning_rates
 from tunesmith.methods.parts.extras import token_ids
 from tunesmith.methods.rates import beyond, rate_at
@@ -27,13 +27,14 @@ from tunesmith.methods.settings import LoRA
 from tunesmith.methods.tuning import Tuning
 from tunesmith.models import load as loading
 from tunesmith.models.source import Located, locate
+from tunesmith.run_yaml import flow
 from tunesmith.train import corpora, tensorboard
 from tunesmith.train import task as tasks
+from tunesmith.train.adapter import adapter_folder, adapter_to_go_on_from, refuse_idle
 from tunesmith.train.corpora import Corpus, Tell
 from tunesmith.train.task import Asked
 
 NF4_BYTES = 0.7  # bytes a parameter while loading, with embeddings that stay as they are
-OWN_WHEN_GOING_ON = ("dropout", "plus_ratio")  # what a run with `model.adapter` may choose of its method
 REASONS = 3  # kinds of reasons shown for rows that are not learned from
 REFERENCE_WIDTH = 2048  # of a model whose config does not say how wide it is
 
@@ -97,7 +98,7 @@ def decide(run: Run, origins: dict[str, str], tell: Tell = lambda sentence: None
         auto.set("task.labels", "auto", asked.labels, "those of the training data")
     if asked.task:
         auto.set("task.input", "auto", asked.input, "of the adapter's head" if tuning.head is not None else "the measured default")
-    asked.give_head(skeleton, tuning, corpus.documents, auto.run.task.class_weights, device="meta")
+    asked.give_head(skeleton, tuning, corpus.documents, auto.run, device="meta")
     if kind == "text":  # a file is a document: cutting it would throw most of it away
         auto.set("data.on_overlength", "truncate", "split", "raw text is split, nothing is thrown away")
     documents, evaluation, report = corpus.documents, corpus.evaluation, corpus.report
@@ -141,38 +142,10 @@ def _tuning(auto: "_Auto", skeleton: Any, base: Path) -> Tuning:
     check_base(file, base)
     fixed = layout.settings(file, skeleton)
     auto.choose_method(fixed.pop("name"), f"of the adapter {run.model.adapter}")
-    asked = auto.run.method
-    if idle := [
-        name
-        for name, field in type(asked).model_fields.items()
-        if name not in ("name", *fixed, *OWN_WHEN_GOING_ON) and getattr(asked, name) != field.default
-    ]:
-        raise UserError(*[f"method.{name} says how an adapter begins, and that of model.adapter has begun; leave it out" for name in idle])
+    refuse_idle(auto.run.method, fixed)
     for name, value in fixed.items():
         auto.fix(f"method.{name}", value, f"of the adapter {run.model.adapter}")
     return adapter_to_go_on_from(auto.run, skeleton, "meta")
-
-
-def adapter_to_go_on_from(run: Run, model: Any, device: torch.device | str) -> Tuning:
-    """The adapter that `model.adapter` names, with the dropout and the ratios of learning rates of this run's method."""
-    assert run.model.adapter is not None
-    tuning = layout.fit(layout.read(adapter_folder(run.model.adapter)), model, device)
-    modules: list[Any] = list(tuning.adapter.values())
-    for module in modules:
-        if hasattr(module, "dropout"):
-            module.dropout = getattr(run.method, "dropout", 0.0)
-    if (ratio := getattr(run.method, "plus_ratio", 1.0)) != 1:
-        tuning.learning_rate_ratios.update({name: ratio for name in tuning.parameters if name.endswith(".B")})
-    return tuning
-
-
-def adapter_folder(name: str) -> Path:
-    """The adapter folder that a run folder or an adapter folder means. Raises UserError."""
-    path = Path(name).expanduser()
-    for candidate in (path, path / "adapter"):
-        if layout.is_adapter(candidate):
-            return candidate
-    raise UserError(f"{name}: neither a run folder nor an adapter folder ({CONFIG} is missing)")
 
 
 class _Auto:
@@ -205,9 +178,11 @@ class _Auto:
         """Give `key` the one value that it can have. Raises UserError where the user asked for another."""
         section, _, name = key.rpartition(".")
         values = self.run.model_dump()
-        asked = self.origins.get(key, "auto: ")
-        if not asked.startswith("auto: ") and values[section][name] not in ("auto", value):
-            raise UserError(f"{asked}: {key} is {value} {reason}; leave the setting out")
+        given, usual = values[section][name], type(getattr(self.run, section)).model_fields[name].default
+        origin = self.origins.get(key, "auto: ")
+        named = not origin.startswith("auto: ")
+        if (named or given != usual) and given not in ("auto", value):  # a Run made in Python names no origins
+            raise UserError(f"{origin if named else f'{key}={flow(given)}'}: {key} is {flow(value)} {reason}; leave the setting out")
         values[section][name] = value
         self.run = parse(values)
         self.origins[key] = f"auto: {reason}"

@@ -182,7 +182,7 @@ def combine_run(adapters: list[str], how: str, out: Path, model: str | None = No
 def _weighted(adapters: list[str]) -> list[tuple[Any, float]]:
     """(adapter file, weight) of each DIR=WEIGHT. Raises UserError with all that are none."""
     from tunesmith.methods.layouts import layout
-    from tunesmith.train.setting import adapter_folder
+    from tunesmith.train.adapter import adapter_folder
 
     problems: list[str] = []
     found = []
