@@ -215,10 +215,11 @@ def test_another_rank_than_the_adapter_s_is_refused(adapter: Path, tiny_llama: P
 
 def test_a_run_that_names_no_origins_is_not_changed_in_silence(adapter: Path, tiny_llama: Path, data: Path, tmp_path: Path) -> None:
     """As a program makes it; ids of tokens are filled in by us, and are the user's all the same."""
-    for given, said in [
+    cases: list[tuple[dict[str, Any], str]] = [
         ({"rank": 16}, "method.rank=16: method.rank is 3 "),
         ({"trainable_tokens": ["a"]}, "method.trainable_tokens is [] "),
-    ]:
+    ]
+    for given, said in cases:
         method: dict[str, Any] = {"name": "lora", **given}
         run = runs.settings(tiny_llama, data, tmp_path / "run", {"model.adapter": str(adapter), "method": method})
         assert said in (found := refusal(run)) and found.endswith("leave the setting out")
