@@ -86,6 +86,7 @@ class _LoRAProduct(torch.autograd.Function):
 
 
 def scale_of(alpha: float, rank: int, rslora: bool) -> float:
+    """s, by which B·A is multiplied: alpha/r, or alpha/√r."""
     return alpha / rank**0.5 if rslora else alpha / rank
 
 

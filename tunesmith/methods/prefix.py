@@ -109,9 +109,11 @@ class Prefix(nn.Module):
         return keys, values
 
     def attach(self, layer: nn.Module) -> None:
+        """Let our attention find the prefix at this layer."""
         prefix_attention.attach(layer, self)
 
     def detach(self, layer: nn.Module) -> None:
+        """Let it find none."""
         prefix_attention.detach(layer)
 
 

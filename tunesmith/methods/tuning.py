@@ -26,6 +26,7 @@ class Tuning:
 
     @property
     def count(self) -> int:
+        """How many numbers are trained."""
         return sum(parameter.numel() for parameter in self.parameters.values())
 
     def train(self, mode: bool = True) -> None:

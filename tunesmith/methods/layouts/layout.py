@@ -29,6 +29,7 @@ LAYOUTS: dict[str, ModuleType] = {
 
 
 def is_adapter(folder: Path) -> bool:
+    """Whether a folder holds an adapter's config, of whatever kind."""
     return (folder / CONFIG).is_file()
 
 

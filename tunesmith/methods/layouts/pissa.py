@@ -45,6 +45,7 @@ def write(model: Any, tuning: Tuning, base: str) -> tuple[dict[str, Any], dict[s
 
 
 def read(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor]) -> AdapterFile:
+    """The plain LoRA of rank 2r that the folder is. Raises UserError as `layouts/lora.py` does."""
     return lora.read(folder, config, tensors)
 
 

@@ -28,6 +28,7 @@ class TrainedRows(nn.Module):
         self._sorted: tuple[Tensor, Tensor] | None = None  # ids that rise, and where each one's row stands
 
     def begin(self, layer: nn.Module) -> None:
+        """The layer's own rows."""
         self.values.copy_(layer.weight[self.ids])  # type: ignore[index]
 
     def forward(self, layer: nn.Module, ids_T: Tensor) -> Tensor:
@@ -65,6 +66,7 @@ class ScoredRows(nn.Module):
         return [self._source[0].values if self._source[0] is not None else self.values]
 
     def begin(self, layer: nn.Module) -> None:
+        """The layer's own rows, where they are not a tied embedding's."""
         if self._source[0] is None:
             self.values.copy_(layer.weight[self.ids])  # type: ignore[index]
 
@@ -97,15 +99,18 @@ class TrainedCopy(nn.Module):
         self._own: dict[str, Any] = {}
 
     def begin(self, layer: nn.Module) -> None:
+        """The layer's own tensors."""
         for name, tensor in self.named_parameters():
             tensor.copy_(layer._parameters[name])  # type: ignore[arg-type]
 
     def attach(self, layer: nn.Module) -> None:
+        """Take the places of the layer's tensors, which are kept."""
         self._own = dict(layer._parameters)
         for name, tensor in self.named_parameters():
             layer._parameters[name] = tensor
 
     def detach(self, layer: nn.Module) -> None:
+        """The layer as it was, to the bit."""
         layer._parameters.update(self._own)
         self._own = {}
 
@@ -132,10 +137,12 @@ class TiedCopy(nn.Module):
         self._own: dict[str, Any] = {}
 
     def attach(self, layer: nn.Module) -> None:
+        """Put the other end's matrix here too."""
         self._own = {"weight": layer._parameters["weight"]}
         layer._parameters["weight"] = self._source[0].weight
 
     def detach(self, layer: nn.Module) -> None:
+        """The layer as it was, to the bit."""
         layer._parameters.update(self._own)
         self._own = {}
 
