@@ -11,7 +11,8 @@ Made by `python docs/make_settings.py` from `tunesmith/config.py` and `tunesmith
 
 A setting is written in a run file (`train: {epochs: 5}`), or behind the verb (`train.epochs=5`, which wins). Values are YAML: lists
 `[a,b]`, `2e-4`, `true`, `null`. `auto` is decided once, shown with its reason, kept in `run.yaml`, and taken from there on resume.
-An unknown key or a wrong value is an error that names the key, the line and the nearest name.
+An unknown key or a wrong value is an error that names the key, the line and the nearest name; so is a setting that would change nothing
+beside the others (a text to begin from with `method.init=random`), with the reason.
 `tunesmith train ... --print-config` prints all of them.
 
 `--model` is `model.source`, `--data` is `data.train`, `--method` is `method.name`, `--out` is `out`.
