@@ -12,6 +12,9 @@ from tunesmith import config
 from tunesmith.config import Task
 from tunesmith.errors import UserError
 from tunesmith.methods.layouts import layout
+from tunesmith.methods.method import learning_rates
+from tunesmith.methods.rates import rate_at
+from tunesmith.models import score
 from tunesmith.train.setting import decide
 from tunesmith.train.task import has_head, idle
 
@@ -123,3 +126,12 @@ def test_a_head_goes_on_with_what_it_was_fed(classifier: Path, tiny_llama: Path,
     assert found.run.task.input == "chat" and found.origins["task.input"] == "auto: of the adapter's head"
     runs.finish(runs.settings(tiny_llama, rows, tmp_path / "other", changes | {"task.input": "text"}))
     assert layout.read(tmp_path / "other" / "adapter").about["head"]["input"] == "text", "what is saved says how it was fed last"
+
+
+@pytest.mark.parametrize("method", ["full", "lora", "ptuning_v2"])
+def test_a_head_learns_at_a_rate_of_its_own(method: str, tiny_llama: Path, rows: Path, tmp_path: Path) -> None:
+    """The rates of methods are a hundred times apart; a matrix on hidden states is the same matrix behind all of them."""
+    found = decide(runs.settings(tiny_llama, rows, tmp_path / "run", {"task.name": "classify", "method": method}), {}, runs.quiet)
+    ratios = found.tuning.learning_rate_ratios
+    default = rate_at(learning_rates(found.run.method), 64)
+    assert ratios["score.weight"] * default == pytest.approx(rate_at(score.LEARNING_RATES, 64))

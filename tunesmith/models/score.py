@@ -29,6 +29,8 @@ from tunesmith.models.matrix import tensor_files
 
 NAMES = ("score", "classifier")  # what classes of `transformers` call their head
 DROPOUT: dict[str, float] = {"classify": 0.0, "tag": 0.1}  # on the hidden states while training, as those classes have it
+# By channels of the model, whatever the method's own rate is: that of a table of keys and values would throw a matrix about.
+LEARNING_RATES = {576: 1e-3, 3072: 2e-4}
 SPREAD = 0.02  # of the first values where the model's config does not say
 _CLASSES: dict[str, tuple[Any, Any, str]] = {
     "classify": (MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, AutoModelForSequenceClassification, "ForSequenceClassification"),

@@ -13,6 +13,7 @@ from tunesmith.data.rendering.render import Renderer
 from tunesmith.errors import UserError
 from tunesmith.methods import method
 from tunesmith.methods.layouts.adapter_file import some
+from tunesmith.methods.rates import rate_at
 from tunesmith.methods.tuning import Tuning
 from tunesmith.models import score
 from tunesmith.models.score import Score
@@ -33,8 +34,9 @@ class Asked:
     classes: list[str] = field(default_factory=list)
     input: Input = "text"
 
-    def give_head(self, model: Any, tuning: Tuning, documents: Documents, weights: str, device: Any = None) -> None:
-        """Let the task's head be trained beside what the method trains. Raises UserError where there is no place for it."""
+    def give_head(self, model: Any, tuning: Tuning, documents: Documents, run: Run, device: Any = None) -> None:
+        """Let the task's head be trained beside what the method trains, at a rate of its own. Raises UserError where there is no
+        place for it."""
         if not self.task:
             return
         if tuning.head is None:  # an adapter to go on from may have brought its own
@@ -42,7 +44,11 @@ class Asked:
             method.give_head(model, tuning, head)
         else:
             tuning.head.input = self.input  # what is saved says how it was fed last
-        if weights == "balanced" and tuning.head is not None:
+        assert tuning.head is not None
+        width = tuning.head.weight.shape[1]
+        ratio = rate_at(score.LEARNING_RATES, width) / rate_at(method.learning_rates(run.method), width)
+        tuning.learning_rate_ratios.update(dict.fromkeys(tuning.head.tensors, ratio))
+        if run.task.class_weights == "balanced":
             counts_L = np.bincount(documents.targets_M, minlength=len(self.classes))
             tuning.head.class_weights_L = score.balanced(counts_L.tolist())
 
