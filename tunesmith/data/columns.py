@@ -24,6 +24,8 @@ LISTS = ("spans", "entities")  # of STRUCTURED: where a row has none, an absent 
 
 # Beside one of these a label need not be the answer.
 ANSWERS = ("answer", "answers", "completion", "output", "response", "reply", "solution", "summary", "translation")
+# Beside one of these a label is not all that is learned of a text.
+MARKED = frozenset(spans.COLUMNS) - set(labels.COLUMNS) - {"labels"}
 
 OURS = tuple(dict.fromkeys(column for module in FORMATS.values() for column in module.COLUMNS))
 
@@ -123,8 +125,10 @@ def _message(value: Any) -> bool:
 def _asked(row: dict[str, Any], wanted: Columns, question: str) -> dict[str, Any]:
     """The row with the question that the template made, and with its label as the answer where that is plainly one."""
     row = row | {"prompt": question}
-    if "completion" in row or "label" in wanted.columns or "text" in wanted.columns:
+    if "completion" in row:
         return row
+    if "label" in wanted.columns or "text" in wanted.columns:
+        return _in_question(row)
     found = [name for name in labels.named(row, labels.LABELS) if labels.short(row[name])]
     plain = len(found) == 1 and not any(name.lower() in ANSWERS for name in row)
     label = row[found[0]] if plain else None
@@ -132,6 +136,14 @@ def _asked(row: dict[str, Any], wanted: Columns, question: str) -> dict[str, Any
     if plain:
         row = {name: value for name, value in row.items() if name != "text"} | {"label": label}  # the text stands in the question
     return row
+
+
+def _in_question(row: dict[str, Any]) -> dict[str, Any]:
+    """A labelled row without its text, which stands in the question as the template has it; marked texts keep theirs beside it."""
+    found = ["label"] if "label" in row else labels.named(row, labels.LABELS)
+    if len(found) != 1 or row[found[0]] is None or isinstance(row[found[0]], list | dict) or not MARKED.isdisjoint(row):
+        return row
+    return {name: value for name, value in row.items() if name != "text"}
 
 
 def _template(text: str) -> tuple[str, ...]:

@@ -103,8 +103,25 @@ def test_a_question_of_a_template():
     assert asked({"text": "Nice.", "label": "good", "note": "n"}, None, "{text}?") == ["Nice.?", "good"]
     assert asked(row | {"why": "w"}, {"completion": "why"}, "{review}") == ["Nice.", "w"]
     assert asked(row | {"label": "good"}, {"label": "label"}, "{review}") == ["Nice.", "good"]
+    named = {"text": "body", "label": "verdict"}
+    bodied = {"body": "Nice.", "verdict": "good", "title": "A stay"}
+    assert asked(bodied, named, "Good or bad?\n{body}") == ["Good or bad?\nNice.", "good"]
+    assert asked(bodied, named, "{title}: good or bad?") == ["A stay: good or bad?", "good"]
+    assert asked(bodied | {"verdict": "x" * 81}, named, "Why?\n{body}") == ["Why?\nNice.", "x" * 81]
+    assert asked({"text": "Nice.", "verdict": "good"}, {"label": "verdict"}, "{text}?") == ["Nice.?", "good"]
+    assert asked({"body": "Nice.", "label": "good", "title": "t"}, {"text": "body"}, "{body}?") == ["Nice.?", "good"]
     for several in ({"label": "good"}, {"answer": "w"}):
         assert shape.of_row(rename(row | several, parse(None, "{review}"), {}), parse(None, "{review}")) == ""
+
+
+def test_a_template_leaves_a_marked_text_beside_the_question():
+    span = [{"start": 0, "end": 4, "label": "X"}]
+    for columns, row in (
+        ({"text": "body", "label": "m"}, {"body": "Nice.", "m": span}),
+        ({"text": "body"}, {"body": "Nice.", "spans": span}),
+    ):
+        renamed = rename(row, parse(columns, "Mark: {body}"), {})
+        assert (renamed["text"], renamed["prompt"]) == ("Nice.", "Mark: Nice.")
 
 
 @needs("banking77")
