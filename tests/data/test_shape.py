@@ -124,7 +124,7 @@ def test_unknown_with_columns_named_says_what_is_missing():
 
 
 def test_several_columns_that_may_be_it_are_named():
-    assert "the answer (label, label_desc): say which, such as data.columns={prompt: sentence, completion: label_desc}" in unknown(
+    assert "the answer (label, label_desc): say which, such as data.columns={text: sentence, label: label_desc}" in unknown(
         [{"label": "1", "label_desc": "x", "sentence": "s"}], NONE
     )
     assert 'data.prompt="{title}\\n{body}", or say which: data.columns={text: body, label: label}' in unknown(

@@ -135,3 +135,14 @@ def test_a_head_learns_at_a_rate_of_its_own(method: str, tiny_llama: Path, rows:
     ratios = found.tuning.learning_rate_ratios
     default = rate_at(learning_rates(found.run.method), 64)
     assert ratios["score.weight"] * default == pytest.approx(rate_at(score.LEARNING_RATES, 64))
+
+
+def test_columns_that_may_all_be_the_label_are_named(tiny_llama: Path, tmp_path: Path) -> None:
+    file = tmp_path / "news.jsonl"
+    news = [{"label": str(i % 2), "label_desc": ["home", "world"][i % 2], "sentence": f"row {i}", "keywords": ""} for i in range(4)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in news), encoding="utf-8")
+    said, why = refusal(runs.settings(tiny_llama, file, tmp_path / "out", {"task.name": "classify"}))
+    assert said.startswith("task.name=classify: no row has a label; say which columns are the text and the label")
+    assert why.startswith(f"{file}:1: ") and why.endswith(
+        "(label, label_desc): say which, such as data.columns={text: sentence, label: label_desc}"
+    )

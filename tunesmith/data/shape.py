@@ -69,7 +69,7 @@ def ambiguous(values: dict[str, Any]) -> str:
         return ""
     if len(texts) == 1 and len(found) > 1:
         what = f"texts with several columns that may be the answer ({', '.join(found)})"
-        return f"{what}: say which, such as data.columns={{prompt: {texts[0]}, completion: {found[-1]}}}"
+        return f"{what}: say which, such as data.columns={{text: {texts[0]}, label: {found[-1]}}}"
     if len(texts) > 1 and len(found) == 1:
         both = "\\n".join(f"{{{name}}}" for name in texts)
         what = f"labels ({found[0]}) beside several columns that may be the text ({', '.join(texts)})"

@@ -1,6 +1,7 @@
 """What a run predicts, decided before its rows are tokenised: which labels there are, what is fed of a row, which head learns."""
 
 from dataclasses import dataclass, field
+from types import ModuleType
 from typing import Any, Literal
 
 import numpy as np
@@ -9,6 +10,7 @@ from tunesmith.config import Run, Task
 from tunesmith.data.corpus.blocks import Sources
 from tunesmith.data.corpus.documents import Documents
 from tunesmith.data.corpus.samples import samples_of
+from tunesmith.data.look.classes import Found
 from tunesmith.data.rendering.render import Renderer
 from tunesmith.errors import UserError
 from tunesmith.methods import method
@@ -89,12 +91,12 @@ def ask(run: Run, sources: Sources, renderer: Renderer, brought: Tuning, tell: T
     task = TASKS[run.task.name]
     if not labels:
         tell("looking up the labels")
-        found = task.labels(samples_of(sources))
+        found = _found(task, sources)
         labels = found.labels
         for note in found.notes:
             tell(note)
     elif not has_head(run.task):  # a head refuses a row whose label it has no place for; an answer can be anything
-        lacking = [label for label in task.labels(samples_of(sources)).labels if label not in labels]
+        lacking = [label for label in _found(task, sources).labels if label not in labels]
         if lacking:
             named = ", ".join(some([repr(label) for label in lacking], 10))
             raise UserError(f"task.labels lacks {named}: rows of the training data have it; name every label, or mend the rows")
@@ -103,6 +105,16 @@ def ask(run: Run, sources: Sources, renderer: Renderer, brought: Tuning, tell: T
     usual: Any = brought.head.input if brought.head is not None else INPUT[run.task.name]
     given: Input = usual if run.task.input == "auto" else run.task.input
     return Asked(task.render(renderer, labels, given), run.task.name, labels, task.classes(labels), given)
+
+
+def _found(task: ModuleType, sources: Sources) -> Found:
+    """What the rows hold. Raises UserError where that is too little, with the first row that could not be used."""
+    lost: list[str] = []
+    try:
+        found: Found = task.labels(samples_of(sources, lost))
+    except UserError as error:
+        raise UserError(*error.problems, *lost[:1]) from None
+    return found
 
 
 def _brought(run: Run, head: Score, labels: list[str]) -> list[str]:

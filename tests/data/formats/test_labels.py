@@ -145,7 +145,7 @@ def test_real_files_cell_by_cell(file, text, label):
 @needs("tnews")
 def test_a_real_file_with_two_labels_asks_which():
     with pytest.raises(
-        UserError, match=r"\(label, label_desc\): say which, such as data.columns={prompt: sentence, completion: label_desc}"
+        UserError, match=r"\(label, label_desc\): say which, such as data.columns={text: sentence, label: label_desc}"
     ):
         read("tnews/test.jsonl")
     samples, _ = read("tnews/test.jsonl", columns={"text": "sentence", "label": "label_desc"})

@@ -48,7 +48,7 @@ def test_a_row_without_a_label_is_left_to_whoever_renders_it():
     ("samples", "reason"),
     [
         ([], "no row has a label"),
-        ([Sample("a:7", text="raw")], "no row has a label\na:7: it has no label"),
+        ([Sample("a:7", text="raw")], r"no row has a label; say which .* data.columns={text: ..., label: ...}\na:7: it has no label"),
         (labelled("a", "a"), "every row has the label 'a': there is nothing to tell apart"),
         (answered(*(f"answer {n}" for n in range(1100))), "1,001 different ones in the first 1,001 rows"),
         (answered("an answer " * 20, "another one " * 20), "a:1|a text of 199 characters"),

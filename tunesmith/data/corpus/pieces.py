@@ -25,7 +25,7 @@ from tunesmith.data.rendering.labelled import Labelled
 from tunesmith.data.rendering.overlength import OnOverlength
 from tunesmith.data.rendering.render import Renderer
 from tunesmith.data.sample import BadRow, RowError, Sample
-from tunesmith.data.sources import Decided, Reading, Tally, judged, to_sample
+from tunesmith.data.sources import Decided, Reading, Tally, judged, place, to_sample
 from tunesmith.errors import UserError
 
 # What became of a row. Those that are refused stop the run, or are dropped where data.on_bad_row says so.
@@ -211,9 +211,11 @@ class _Making:
         )
 
 
-def samples_in(block: Block) -> Iterator[Sample]:
-    """The usable rows of a block; the others are passed over."""
-    yield from (sample for _, sample, _ in _samples(block.parts, _Making()))
+def samples_in(block: Block, lost: list[str]) -> Iterator[Sample]:
+    """The usable rows of a block; the others are passed over, and why the first of them is goes into `lost`."""
+    making = _Making()
+    yield from (sample for _, sample, _ in _samples(block.parts, making))
+    lost += [place(rows[0]) for rows in making.bad.values()][:1]
 
 
 def _samples(parts: Sequence[Part], making: _Making) -> Iterator[tuple[int, Sample, bool]]:

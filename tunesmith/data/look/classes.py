@@ -12,6 +12,7 @@ from tunesmith.data.sample import RowError, Sample
 from tunesmith.errors import UserError
 
 MOST = 1000  # different answers, where nothing but their length says that they may be labels
+NO_LABEL = "no row has a label; say which columns are the text and the label, as the file names them: data.columns={text: ..., label: ...}"
 NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]+)?")
 SCHEMES = ("IOB1", "IOB2", "BIOES", "BILOU", "BMES")
 
@@ -40,7 +41,7 @@ def labels_of(samples: Iterable[Sample]) -> Found:
                 "task.name=generate learns answers as they are; labels have a column of their own: data.columns={text: ..., label: ...}",
             )
     if len(counts) < 2:
-        only = f"every row has the label {next(iter(counts))!r}: there is nothing to tell apart" if counts else "no row has a label"
+        only = f"every row has the label {next(iter(counts))!r}: there is nothing to tell apart" if counts else NO_LABEL
         raise UserError(f"task.name=classify: {only}", *([reason] if reason else []))
     told = Answers(rows=counts.total(), counts=counts)
     return Found(in_order(counts), _sorted(counts), [finding.said() for finding in findings(told, known=True)])
