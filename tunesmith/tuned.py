@@ -2,7 +2,7 @@
 `chat` and `merge` work on."""
 
 import datetime
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +24,8 @@ from tunesmith.models.load import Base
 from tunesmith.models.matrix import matrix
 from tunesmith.models.score import Score
 from tunesmith.models.source import Located, locate
+
+Refuse = Callable[[Tuning], None]  # raises UserError for what the caller cannot use
 
 
 @dataclass
@@ -68,33 +70,33 @@ class Tuned:
             slots.place(self.model, self.tuning.adapter)
 
 
-def open_tuned(name: str, *, model: str | None = None, device: str = "auto", dtype: str = "auto") -> Tuned:
+def open_tuned(name: str, *, model: str | None = None, device: str = "auto", dtype: str = "auto", refuse: Refuse | None = None) -> Tuned:
     """Open a run folder, an adapter folder (its base from its config, or `model`), or a model.
 
-    Raises UserError with what is missing.
+    `refuse` is asked before any weight is read, with an adapter's shapes alone. Raises UserError with what is missing.
     """
     folder = Path(name).expanduser()
     if (folder / "run.yaml").is_file():
-        return _open_run(folder, device, dtype)
+        return _open_run(folder, device, dtype, refuse)
     if layout.is_adapter(folder):
         base = model or layout.base_of(folder)
         if not base:
             raise UserError(f"{folder / CONFIG} does not name its base model (base_model_name_or_path); give it with --model")
-        return _open(folder.resolve().name, base, folder, None, device, dtype)
-    return _open(name, name, None, None, device, dtype)
+        return _open(folder.resolve().name, base, folder, None, device, dtype, refuse)
+    return _open(name, name, None, None, device, dtype, refuse)
 
 
-def _open_run(folder: Path, device: str, dtype: str) -> Tuned:
+def _open_run(folder: Path, device: str, dtype: str, refuse: Refuse | None) -> Tuned:
     run = config.load(folder / "run.yaml").run
     name = folder.resolve().name
     if (folder / "model" / "config.json").is_file():
-        return _open(name, str(folder / "model"), None, run, device, dtype)
+        return _open(name, str(folder / "model"), None, run, device, dtype, refuse)
     if layout.is_adapter(folder / "adapter"):
-        return _open(name, run.model.source, folder / "adapter", run, device, dtype)
+        return _open(name, run.model.source, folder / "adapter", run, device, dtype, refuse)
     raise UserError(f"{folder} holds a run without a result yet; finish it with `tunesmith resume {folder}`")
 
 
-def _open(name: str, source: str, adapter: Path | None, run: config.Run | None, device: str, dtype: str) -> Tuned:
+def _open(name: str, source: str, adapter: Path | None, run: config.Run | None, device: str, dtype: str, refuse: Refuse | None) -> Tuned:
     file = layout.read(adapter) if adapter else None  # a broken adapter is said before the model is loaded
     located = locate(source, headed=file is None)
     place = hardware.device(device if device != "auto" or run is None else _device(run.model.device))
@@ -104,9 +106,12 @@ def _open(name: str, source: str, adapter: Path | None, run: config.Run | None, 
     quantize = run is not None and run.model.quantize is not None and adapter is not None
     double = run.model.double_quant if run else True
     skeleton = loading.skeleton(loading.load_config(located.folder))
+    shapes = Tuning({}, {})
     if file is not None:  # another base is refused before it is loaded
-        layout.fit(file, skeleton, device="meta")
+        shapes = layout.fit(file, skeleton, device="meta")
         check_base(file, located.folder)
+    if refuse is not None:
+        refuse(shapes)
     size = loading.size_of(skeleton, chosen, quantize, double)
     needed, free = size.weight_bytes + size.largest_tensor_bytes, hardware.free_memory(place)
     if needed > free:

@@ -14,6 +14,7 @@ from tests.conftest import write_byte_tokenizer
 from tests.runs import own_cache  # noqa: F401
 from tunesmith import cli
 from tunesmith.methods.layouts import layout
+from tunesmith.models import load
 from tunesmith.models.fingerprint import fingerprint
 from tunesmith.tuned import open_tuned
 
@@ -137,9 +138,10 @@ def test_there_is_nothing_to_merge(tiny_llama: Path, data: Path, tmp_path: Path,
 
 @pytest.mark.parametrize("name", ["prompt", "ptuning", "prefix", "ptuning_v2", "adapter"])
 def test_what_changes_no_matrix_is_not_merged(
-    name: str, tiny_llama: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    name: str, tiny_llama: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs.finish(runs.settings(tiny_llama, data, tmp_path / "run", {"method": {"name": name}, "train.steps": 1}))
+    monkeypatch.setattr(load, "load", None)  # refused before any weight is read
     assert cli.main(["merge", str(tmp_path / "run"), str(tmp_path / "out")]) == 2
     said = capsys.readouterr().err
     assert f"{tmp_path / 'run'}: what stands at " in said and "serve the two together" in said and "method.name=lora" in said
@@ -219,7 +221,15 @@ def test_what_cannot_be_combined(
 def test_forms_of_the_command(done: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["merge", str(done)]) == 2
     assert cli.main(["merge", "a", "b", "--adapters", str(done)]) == 2
-    assert cli.main(["merge", "--adapters", str(done), str(tmp_path / "out")]) == 2
+    assert cli.main(["merge"]) == 2
+    for taken in ([done], [done, done], [done, f"{done}=0.5"], [done, done / "adapter"]):
+        assert cli.main(["merge", "--adapters", *map(str, taken)]) == 2
     said = capsys.readouterr().err
-    assert "OUT is missing" in said and "one folder more, for the result: a or b?" in said
-    assert "--adapters DIR[=WEIGHT] DIR[=WEIGHT] ... --how concat|linear OUT" in said
+    assert said.count("OUT is missing, a new folder for the combined adapter") == 4 and "DIR is missing" in said
+    assert "OUT is missing, a new folder for the merged model" in said and "one folder more, for the result: a or b?" in said
+
+
+def test_the_result_behind_the_adapters(done: Path, second: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "both"
+    assert cli.main(["merge", "--adapters", f"{done}=0.7", str(second), str(out)]) == 0
+    assert f"{out}: 0.7 {done / 'adapter'} + 1 {second / 'adapter'} (concat) as a LoRA of rank 4-6" in capsys.readouterr().out

@@ -13,9 +13,9 @@ from tunesmith.errors import ProofFailed, UserError
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = (
         "tunesmith merge DIR OUT [--max-kl X] [--model M]\n"
-        "       tunesmith merge --adapters DIR[=WEIGHT] DIR[=WEIGHT] ... --how concat|linear OUT"
+        "       tunesmith merge --adapters DIR[=WEIGHT] DIR[=WEIGHT] ... [--how concat|linear] OUT"
     )
-    parser.add_argument("run", metavar="DIR", help="run folder or adapter folder")
+    parser.add_argument("run", nargs="?", metavar="DIR", help="run folder or adapter folder")
     parser.add_argument("out", nargs="?", metavar="OUT", help="new folder for the merged model, or for the combined adapter")
     parser.add_argument(
         "--adapters", nargs="+", metavar="DIR=WEIGHT", help="LoRAs of one base to make one of, in place of DIR; a weight is 1 by itself"
@@ -36,7 +36,10 @@ def run(arguments: argparse.Namespace) -> int:
             raise UserError(f"with --adapters there is one folder more, for the result: {arguments.run} or {arguments.out}?")
         if arguments.max_kl is not None:
             raise UserError("--max-kl compares a merged model with its adapter; nothing is merged into a base here")
-        return combine_run(arguments.adapters, arguments.how, Path(arguments.run), arguments.model)
+        adapters, out = _result(arguments.adapters, arguments.run)
+        return combine_run(adapters, arguments.how, Path(out), arguments.model)
+    if arguments.run is None:
+        raise UserError("DIR is missing, a run folder or an adapter folder: tunesmith merge DIR OUT")
     if arguments.out is None:
         raise UserError("OUT is missing, a new folder for the merged model: tunesmith merge DIR OUT")
     return merge_run(Path(arguments.run), Path(arguments.out), arguments.max_kl, arguments.model)
@@ -53,12 +56,14 @@ def merge_run(source: Path, out: Path, max_kl: float | None, model: str | None =
     from tunesmith.train.folder import write_json
     from tunesmith.tuned import open_tuned
 
-    tuned = open_tuned(str(source), model=model)
-    if not tuned.has_adapter:
-        whole = f"; its whole model is in {source}/model" if tuned.run else ""
-        raise UserError(f"{source} holds no adapter: there is nothing to merge{whole}")
-    if misfit := unmergeable(tuned.tuning):
-        raise UserError(f"{source}: {misfit}")
+    def refuse(tuning: Any) -> None:
+        if not tuning.adapter:
+            whole = f"; its whole model is in {source}/model" if (source / "run.yaml").is_file() else ""
+            raise UserError(f"{source} holds no adapter: there is nothing to merge{whole}")
+        if misfit := unmergeable(tuning):
+            raise UserError(f"{source}: {misfit}")
+
+    tuned = open_tuned(str(source), model=model, refuse=refuse)
     asked = prompts(tuned.tokenizer, tuned.renderer)
     with serving(tuned.model):
         live = logits_of(tuned.model, asked, tuned.head)
@@ -136,6 +141,20 @@ def _served(tuned: Any) -> dict[str, Any]:
     if not any(getattr(module, "rounded", None) for module in modules.values()):
         return {}
     return {path: module.as_lora() if hasattr(module, "as_lora") else module for path, module in modules.items()}
+
+
+def _result(adapters: list[str], out: str | None) -> tuple[list[str], str]:
+    """The adapters and OUT, which the option takes with them where nothing stands between. Raises UserError where it is missing."""
+    if out is not None:
+        return adapters, out
+    from tunesmith.methods.layouts.adapter_file import CONFIG
+
+    *rest, last = adapters
+    if not rest or "=" in last or any((folder / CONFIG).is_file() for folder in (Path(last), Path(last) / "adapter")):
+        raise UserError(
+            "OUT is missing, a new folder for the combined adapter: tunesmith merge --adapters DIR[=WEIGHT] DIR[=WEIGHT] ... OUT"
+        )
+    return rest, last
 
 
 def combine_run(adapters: list[str], how: str, out: Path, model: str | None = None) -> int:
