@@ -1,10 +1,12 @@
 """What a run predicts: settings that would change nothing are refused, labels and heads that do not fit are too."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests import runs
 from tests.runs import own_cache  # noqa: F401
@@ -135,6 +137,16 @@ def test_a_head_learns_at_a_rate_of_its_own(method: str, tiny_llama: Path, rows:
     ratios = found.tuning.learning_rate_ratios
     default = rate_at(learning_rates(found.run.method), 64)
     assert ratios["score.weight"] * default == pytest.approx(rate_at(score.LEARNING_RATES, 64))
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_head_counts_in_the_place_of_the_one_that_it_replaces(tied: bool, tiny_llama: Path, rows: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_llama, tmp_path / "model")
+    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder, tie_word_embeddings=tied))
+    model.save_pretrained(folder)
+    setting = decide(runs.settings(folder, rows, tmp_path / "out", {"task.name": "classify", "method": "full"}), {}, runs.quiet)
+    decoder = sum(parameter.numel() for parameter in model.model.parameters())
+    assert setting.total_parameters == setting.tuning.count == decoder + 2 * model.config.hidden_size
 
 
 def test_columns_that_may_all_be_the_label_are_named(tiny_llama: Path, tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from tunesmith.methods.rates import beyond, rate_at
 from tunesmith.methods.settings import LoRA
 from tunesmith.methods.tuning import Tuning
 from tunesmith.models import load as loading
+from tunesmith.models import score
 from tunesmith.models.source import Located, locate
 from tunesmith.run_yaml import flow
 from tunesmith.train import corpora, tensorboard
@@ -119,8 +120,16 @@ def decide(run: Run, origins: dict[str, str], tell: Tell = lambda sentence: None
         )
     return Setting(
         auto.run, auto.origins, located, config, tokenizer, asked, documents, evaluation, report, plan, steps, device, dtype,
-        tuning, size.total_parameters, notes,
+        tuning, _total(size.total_parameters, skeleton, tuning), notes,
     )  # fmt: skip
+
+
+def _total(base: int, skeleton: Any, tuning: Tuning) -> int:
+    """Parameters of the model as it is tuned: a task's head counts in the place of the one that it replaces."""
+    if tuning.head is None:
+        return base
+    left_out = sum(skeleton.get_parameter(name).numel() for name in score.replaced(skeleton))
+    return base - left_out + sum(parameter.numel() for parameter in tuning.head.tensors.values())
 
 
 def threads() -> tuple[int, str]:
