@@ -88,6 +88,11 @@ def test_what_is_not_there_is_named_with_what_is():
         "no linear layer query, c_fc in this model; roles: q k v o gate up down; "
         "layers: down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj"
     )
+    for name in ("lm_head", "model.embed_tokens"):
+        with pytest.raises(
+            LookupError, match=rf"no linear layer {name} in this model; to train {name} .*: method.modules_to_save=\[{name}\]"
+        ):
+            slots.select(tiny("llama"), ["q", name])
     with pytest.raises(LookupError, match="no linear layer gate in this model; its experts are 3-D parameters"):
         slots.select(tiny("mixtral"), ["q", "gate"])
 

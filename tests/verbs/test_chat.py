@@ -9,6 +9,7 @@ import torch
 
 from tests.fake_tuned import fake_tuned
 from tests.headed import TAGS, headed
+from tunesmith import config
 from tunesmith import generate as generating
 from tunesmith.errors import UserError
 from tunesmith.verbs import chat
@@ -95,7 +96,10 @@ def test_compare_lets_each_model_go_on_from_its_own_answers(tuned, says, monkeyp
 
 def test_compare_needs_an_adapter(tuned, monkeypatch):
     tuned.has_adapter = False
-    with pytest.raises(UserError, match="no adapter to leave out"):
+    with pytest.raises(UserError, match="no adapter to leave out, it is a model by itself; name a run or an adapter folder"):
+        talk(monkeypatch, "--compare", typed="a\n")
+    tuned.run = config.parse({"model": {"source": "BASE"}, "method": "freeze"})
+    with pytest.raises(UserError, match=r"out, freeze trained the base's own weights; talk to the base .*: tunesmith chat BASE$"):
         talk(monkeypatch, "--compare", typed="a\n")
 
 

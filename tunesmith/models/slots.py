@@ -129,7 +129,7 @@ def select(model: Any, targets: str | Sequence[str]) -> tuple[list[Place], list[
         endings = {target: _endings(target, roles) for target in targets}
         missing = [t for t, names in endings.items() if not any(_ends(place.path, name) for place in everything for name in names)]
         if missing:
-            raise LookupError(_not_found(missing, everything, roles, bool(stacks)))
+            raise LookupError(_not_found(missing, everything, roles, bool(stacks), _tables(model)))
         names = [name for each in endings.values() for name in each]
         chosen = [place for place in everything if any(_ends(place.path, name) for name in names)]
         for target in targets:
@@ -143,11 +143,20 @@ def select(model: Any, targets: str | Sequence[str]) -> tuple[list[Place], list[
     return chosen, notes
 
 
-def _not_found(missing: list[str], everything: list[Place], roles: dict[str, str] | None, has_experts: bool) -> str:
+def _tables(model: Any) -> list[str]:
+    """Paths of heads and embeddings: no adapter stands beside them, they are trained as a whole."""
+    inside = tuple(f"{path}." for path, _ in blocks(model))
+    tables = [path for path, module in model.named_modules() if is_linear(module) or isinstance(module, nn.Embedding)]
+    return [path for path in tables if not path.startswith(inside)]
+
+
+def _not_found(missing: list[str], everything: list[Place], roles: dict[str, str] | None, has_experts: bool, outside: list[str]) -> str:
+    whole = [name for name in missing if any(_ends(path, name) for path in outside)]
+    cure = f"; to train {', '.join(whole)} as a whole: method.modules_to_save=[{', '.join(whole)}]" if whole else ""
     known = sorted({place.path.rpartition(".")[2] for place in everything})
     have = " ".join(roles) if roles else "none in the table for this architecture"
     reason = "; its experts are 3-D parameters, which linear adapters do not reach" if has_experts else ""
-    return f"no linear layer {', '.join(missing)} in this model{reason}; roles: {have}; layers: {', '.join(known)}"
+    return f"no linear layer {', '.join(missing)} in this model{reason}{cure}; roles: {have}; layers: {', '.join(known)}"
 
 
 def experts(model: Any) -> list[Untouched]:

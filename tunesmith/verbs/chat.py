@@ -51,7 +51,10 @@ def run(arguments: argparse.Namespace) -> int:
             raise UserError(f"--compare: {arguments.model} predicts labels with the head that it learned, and its base has none")
         return label(tuned, lines(f"{tuned.name}: a text a line, answered by {WHAT[tuned.head.task]}; /quit ends"))
     if arguments.compare and not tuned.has_adapter:
-        raise UserError(f"--compare: {arguments.model} has no adapter to leave out; compare needs a run or adapter of LoRA's kind")
+        base = tuned.run.model.source if tuned.run else ""
+        why = f"{tuned.run.method.name} trained the base's own weights" if tuned.run else "it is a model by itself"
+        cure = f"talk to the base in another terminal: tunesmith chat {base}" if base else "name a run or an adapter folder"
+        raise UserError(f"--compare: {arguments.model} has no adapter to leave out, {why}; {cure}")
     talks = [Talk("base", False), Talk("tuned", True)] if arguments.compare else [Talk("", True)]
     return converse(tuned, talks, sampling, arguments.system, lines(f"{tuned.name}: /help shows the commands"))
 
