@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from tunesmith import config
-from tunesmith.config import NOT_YET, Loaded, Run, dump, load, parse, schema, table, takes
+from tunesmith.config import METHODS_ELSEWHERE, NEAREST, NOT_YET, Loaded, Run, dump, load, parse, schema, table, takes
 from tunesmith.errors import UserError
 from tunesmith.methods.settings import SETTINGS, Freeze, LoRA
 from tunesmith.run_yaml import parse_value
@@ -177,7 +177,7 @@ def test_all_of_them_are_said_at_once(yaml_file):
         ("train.steps=", None),
         ("train.epochs=", "train.epochs: takes number > 0, not null"),
         ("model=foo", "model: a section with settings of its own, not 'foo'"),
-        ("method=adalora", f"method: no method 'adalora'; there are {EVERY}"),
+        ("method=adalora", f"method: no method 'adalora'; it is not in this version; the nearest is --method lora; there are {EVERY}"),
         ("train.compile=true", "train.compile: this version cannot do that yet; leave it at false"),
     ],
 )
@@ -189,8 +189,39 @@ def test_typical_mistakes_on_the_command_line(word, problem):
 
 
 def test_a_flag_is_named():
-    assert wrong(lambda: load(None, [("method", "adalora", "--method")])) == [f"--method: no method 'adalora'; there are {EVERY}"]
+    assert wrong(lambda: load(None, [("method", "zzz", "--method")])) == [f"--method: no method 'zzz'; there are {EVERY}"]
     assert wrong(lambda: load(None, [("out", 5, "--out")])) == ["--out: out: takes text, not 5; put it in quotes"]
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("LoRA", "did you mean 'lora'?"),
+        ("P-Tuning v2", "did you mean 'ptuning_v2'?"),
+        ("LoftQ", "here it is method.name=qlora method.init=loftq"),
+        ("QDoRA", "here it is --method dora model.quantize=nf4"),
+        ("LoRA+", "here it is --method lora method.plus_ratio=16"),
+        ("PREFIX_TUNING", "here it is --method prefix"),
+        ("IA3", "it is not in this version; the nearest is --method lora"),
+    ],
+)
+def test_methods_by_the_names_of_other_programs(name, hint):
+    assert wrong(lambda: words(f"method={name}")) == [f"method: no method {name!r}; {hint}; there are {EVERY}"]
+
+
+@pytest.mark.parametrize("meant", sorted(set(METHODS_ELSEWHERE.values()) - {NEAREST}))
+def test_what_they_are_told_to_write_is_understood(meant):
+    run = words(*meant.replace("--method ", "method=").split()).run
+    assert run != words("method=lora").run
+
+
+@pytest.mark.parametrize(
+    ("name", "ours"),
+    [("NER", "tag"), ("token-classification", "tag"), ("classification", "classify"), ("Sequence_Classification", "classify")],
+)
+def test_tasks_by_the_names_of_other_programs(name, ours):
+    [problem] = wrong(lambda: words(f"task.name={name}"))
+    assert problem.endswith(f"not {name!r}; did you mean {ours!r}?")
 
 
 @pytest.mark.parametrize("key", NOT_YET)

@@ -213,6 +213,22 @@ ELSEWHERE = {
     "eval_steps": "evaluate.every", "val_size": "data.evaluate", "output_dir": "out",
 }  # fmt: skip
 
+NEAREST = "not in this version; the nearest is --method lora"
+# What other programs and papers call methods, in lower case and without - _ and blanks.
+METHODS_ELSEWHERE = {
+    "loftq": "method.name=qlora method.init=loftq", "qdora": "--method dora model.quantize=nf4",
+    "qpissa": "--method pissa model.quantize=nf4", "rslora": "--method lora method.rslora=true",
+    "lora+": "--method lora method.plus_ratio=16", "loraplus": "--method lora method.plus_ratio=16",
+    "houlsby": "method.name=adapter method.variant=houlsby", "pfeiffer": "method.name=adapter method.variant=pfeiffer",
+    "bottleneck": "--method adapter", "bitfit": "method.name=freeze method.pattern=.*bias", "prompttuning": "--method prompt",
+    "prefixtuning": "--method prefix", "promptencoder": "--method ptuning", "ptuningv1": "--method ptuning",
+    **dict.fromkeys(("ia3", "adalora", "vera", "oft", "boft", "loha", "lokr"), NEAREST),
+}  # fmt: skip
+TASKS_ELSEWHERE = {
+    "ner": "tag", "tokenclassification": "tag", "tokencls": "tag", "classification": "classify", "sequenceclassification": "classify",
+    "textclassification": "classify", "seqcls": "classify", "causallm": "generate", "pretraining": "text",
+}  # fmt: skip
+
 
 @dataclass
 class Loaded:
@@ -414,6 +430,18 @@ def nearest(name: str, names: Sequence[str], cutoff: float = 0.5) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
+def _meant(name: str) -> str:
+    """What to say of the name of a method that there is not."""
+    if (elsewhere := METHODS_ELSEWHERE.get(_plain(name))) is not None:
+        return f"; it is {elsewhere}" if elsewhere == NEAREST else f"; here it is {elsewhere}"
+    own = [each for each in METHOD_NAMES if _plain(each) == _plain(name)]
+    return f"; did you mean {own[0]!r}?" if own else nearest(name.lower(), METHOD_NAMES, 0.8)
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[-_ ]", "", name.lower())
+
+
 def _problems(error: ValidationError, values: Mapping[str, Any], origins: Mapping[str, str]) -> list[str]:
     """One sentence for each key: pydantic tries a union member by member, and reports each try."""
     name = _method_name(values)
@@ -428,8 +456,7 @@ def _problems(error: ValidationError, values: Mapping[str, Any], origins: Mappin
         elif item["type"] == "missing":
             sentence = f"{head} is missing"
         elif item["type"].startswith("union_tag"):
-            near = nearest(str(name), METHOD_NAMES, 0.8)
-            sentence = f"{head.removesuffix(': method')}: no method {name!r}{near}; there are {', '.join(METHOD_NAMES)}"
+            sentence = f"{head.removesuffix(': method')}: no method {name!r}{_meant(str(name))}; there are {', '.join(METHOD_NAMES)}"
         else:
             sentence = f"{head}: {_misfit(key, info, item['input'])}"
         found.setdefault(key, sentence)
@@ -471,7 +498,9 @@ def _misfit(key: str, info: FieldInfo | None, given: Any) -> str:
     hint = ""
     if isinstance(given, str):
         number = "number" in wanted and re.fullmatch(r"[-+]?[\d._]+([eE][-+]?\d+)?", given)
-        hint = "; leave the quotes out" if number else nearest(given, [word for word in wanted.split(" | ") if word.isidentifier()], 0.6)
+        words = [word for word in wanted.split(" | ") if word.isidentifier()]
+        meant = TASKS_ELSEWHERE.get(_plain(given), given) if key == "task.name" else given
+        hint = "; leave the quotes out" if number else nearest(meant.lower(), words, 0.6)
     elif isinstance(given, int | float) and "text" in wanted.split(" | ") and "number" not in wanted:
         hint = "; put it in quotes"
     return f"takes {wanted}, not {shown}{hint}"
