@@ -207,6 +207,16 @@ def test_the_adapter_s_own_shape_is_what_run_yaml_says(adapter: Path, tiny_llama
     assert again.run == found.run
 
 
+def test_the_base_is_the_one_that_the_adapter_names(adapter: Path, tiny_llama: Path, data: Path, tmp_path: Path) -> None:
+    found = decide(runs.settings("", data, tmp_path / "run", {"model.adapter": str(adapter), "method": "lora"}), {}, runs.quiet)
+    assert found.run.model.source == str(tiny_llama) and found.origins["model.source"] == f"auto: of the adapter {adapter}"
+    nameless = shutil.copytree(adapter, tmp_path / "nameless")
+    values = json.loads((nameless / "adapter_config.json").read_text())
+    (nameless / "adapter_config.json").write_text(json.dumps(values | {"base_model_name_or_path": None}))
+    said = refusal(runs.settings("", data, tmp_path / "run", {"model.adapter": str(nameless)}))
+    assert said.startswith(f"model.source is missing, and the adapter {nameless} does not name its base: --model FOLDER")
+
+
 def test_another_rank_than_the_adapter_s_is_refused(adapter: Path, tiny_llama: Path, data: Path, tmp_path: Path) -> None:
     run = runs.settings(tiny_llama, data, tmp_path / "run", {"model.adapter": str(adapter), "method": {"name": "lora", "rank": 16}})
     said = refusal(run, {"method.rank": "method.rank=16"})

@@ -64,14 +64,16 @@ class Setting:
 
 def decide(run: Run, origins: dict[str, str], tell: Tell = lambda sentence: None) -> Setting:
     """Raises UserError with what the user must change, before anything large is read."""
-    _required(run)
+    auto = _Auto(run, dict(origins))
+    if run.model.adapter is not None and not run.model.source:
+        auto.set("model.source", "", layout.base_of(adapter_folder(run.model.adapter)), f"of the adapter {run.model.adapter}")
+    _required(auto.run)
     if run.train.tensorboard:
         tensorboard.require()
-    located = locate(run.model.source, progress=tell)
+    located = locate(auto.run.model.source, progress=tell)
     config = loading.load_config(located.folder)
     tokenizer = loading.load_tokenizer(located.folder)
     device = hardware.device(run.model.device)
-    auto = _Auto(run, dict(origins))
     auto.set("model.device", "auto", str(device), "this machine")
     dtype, why = hardware.default_dtype(device)
     auto.set("model.dtype", "auto", str(dtype).removeprefix("torch."), why)
@@ -200,7 +202,8 @@ class _Auto:
 def _required(run: Run) -> None:
     problems = []
     if not run.model.source:
-        problems.append("model.source is missing: --model FOLDER, a .gguf file, a hub id or builtin:smollm2-135m-instruct")
+        unnamed = f", and the adapter {run.model.adapter} does not name its base" if run.model.adapter is not None else ""
+        problems.append(f"model.source is missing{unnamed}: --model FOLDER, a .gguf file, a hub id or builtin:smollm2-135m-instruct")
     if not run.data.train:
         problems.append("data.train is missing: --data FILE, a folder, a glob or builtin:tickets")
     problems += tasks.idle(run.task)
