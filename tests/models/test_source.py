@@ -126,6 +126,26 @@ def test_a_hub_id_offline_says_what_to_do(tmp_path: Path, monkeypatch: pytest.Mo
     assert "HF_ENDPOINT" in said and "--model FOLDER" in said
 
 
+def test_a_name_in_a_folder_that_is_here_is_looked_for_there_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("Qwen/qwen3-small", "runs/tickets-lora", "runs/b"):
+        Path(name).mkdir(parents=True)
+    first, second, *cure = refusal("Qwen/qwen3-smal").splitlines()
+    assert first == "Qwen/qwen3-smal: there is no folder qwen3-smal in Qwen; did you mean Qwen/qwen3-small?"
+    assert second.startswith("as a hub id it is not in the hub's cache") and "hf download Qwen/qwen3-smal" in cure[0]
+    assert refusal("Qwen/zzz").startswith("Qwen/zzz: there is no folder zzz in Qwen; it holds qwen3-small\n")
+    Path("runs/b/run.yaml").write_text("")
+    first, second = refusal("runs/ticket-lora").splitlines()
+    assert first == "runs/ticket-lora: there is no folder ticket-lora in runs; did you mean runs/tickets-lora?"
+    assert "the hub was not reached" in second and "hf download" not in second
+
+    def snapshot_download(*_: object, **__: object) -> str:
+        raise errors.RepositoryNotFoundError.__new__(errors.RepositoryNotFoundError)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    assert refusal("runs/bb").splitlines()[0] == "runs/bb: there is no folder bb in runs; did you mean runs/b?"
+
+
 def test_a_hub_id_is_a_snapshot_with_its_commit(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The hub is a stand-in that keeps snapshots as huggingface_hub does: a folder named by the commit."""
     snapshot = Path(shutil.copytree(tiny_llama, tmp_path / "snapshots/0123abcd"))

@@ -26,6 +26,7 @@ CONVERSION = 1  # raised when gguf.py writes folders differently, so that the ca
 HUB_ID = re.compile(r"(?!-)[\w.-]+/[\w.-]+(@[\w./-]+)?")
 # What a model folder may hold; never *.bin, *.pt, *.py.
 WANTED = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "*.tiktoken", "LICENSE*", "README.md"]
+LISTED = 5  # folders named in a message
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +148,7 @@ def _synced(folder: Path) -> Path:
 def _hub(source: str, tell: Callable[[str], None]) -> Located:
     from huggingface_hub import constants, errors, snapshot_download
 
-    owner_name, _, revision = source.partition("@")
+    local, (owner_name, _, revision) = Path(source), source.partition("@")
     tell(f"looking up {source} ({constants.ENDPOINT})")
     by_hand = f"fetch it where there is a network (hf download {owner_name}) and pass the folder: --model FOLDER"
     mirror = "or set HF_ENDPOINT to a mirror, or write ms: in front for ModelScope"
@@ -158,14 +159,18 @@ def _hub(source: str, tell: Callable[[str], None]) -> Located:
     except errors.RevisionNotFoundError:
         raise UserError(f"{source}: the hub has no revision {revision!r} of it") from None
     except errors.RepositoryNotFoundError:
-        raise UserError(
-            f"{source}: neither a folder here{_nearest(Path(source))} nor a model that you may read on {constants.ENDPOINT}"
-        ) from None
+        lacking = f"a model that you may read on {constants.ENDPOINT}"
+        if local.parent.is_dir():
+            raise UserError(_absent(local), f"as a hub id it is not {lacking} either") from None
+        raise UserError(f"{source}: neither a folder here{_nearest(local)} nor {lacking}") from None
     except (OSError, ValueError, errors.HfHubHTTPError) as error:
         why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else str(error).strip().splitlines()[0]
-        raise UserError(
-            f"{source}: no folder here{_nearest(Path(source))}, not in the hub's cache, and the hub was not reached: {why}", by_hand, mirror
-        ) from None
+        missed = f"not in the hub's cache, and the hub was not reached: {why}"
+        if any(local.parent.glob("*/run.yaml")):  # a run is meant: nothing of it can be fetched
+            raise UserError(_absent(local), f"as a hub id it is {missed}") from None
+        if local.parent.is_dir():
+            raise UserError(_absent(local), f"as a hub id it is {missed}", by_hand, mirror) from None
+        raise UserError(f"{source}: no folder here{_nearest(local)}, {missed}", by_hand, mirror) from None
     return Located(folder, owner_name.rpartition("/")[2], "hub", f"{owner_name}@{folder.name}")  # snapshots are named by commit
 
 
@@ -184,6 +189,13 @@ def _modelscope(source: str, tell: Callable[[str], None]) -> Located:
         why = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"ms:{source}: ModelScope did not give it: {why}", "fetch it by hand and pass the folder: --model FOLDER") from None
     return Located(folder, owner_name.rpartition("/")[2], "hub", f"ms:{owner_name}" + (f"@{revision}" if revision else ""))
+
+
+def _absent(path: Path) -> str:
+    """What is said of an id whose owner's name is that of a folder here."""
+    there = sorted(entry.name for entry in path.parent.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    holds = f"; it holds {', '.join(there[:LISTED])}{' ...' if len(there) > LISTED else ''}" if there else ""
+    return f"{path}: there is no folder {path.name} in {path.parent}{_nearest(path) or holds}"
 
 
 def _nearest(path: Path) -> str:
