@@ -104,12 +104,21 @@ def refused(line: str) -> list[str]:
     parser = argparse.ArgumentParser(exit_on_error=False)
     importlib.import_module(f"tunesmith.verbs.{words[0].replace('-', '_')}").add_arguments(parser)
     try:
-        _, left = parser.parse_known_args(words[1:])
+        found, left = parser.parse_known_args(words[1:])
         settings = [word for word in words[1:] if re.match(r"[a-z_]+\.[a-z_]+=", word)]
-        config.load(overrides=[(key, parse_value(value), word) for word in settings for key, _, value in [word.partition("=")]])
+        flags = [("method", found.method, "--method")] if getattr(found, "method", None) else []
+        config.load(overrides=flags + [(key, parse_value(value), word) for word in settings for key, _, value in [word.partition("=")]])
     except (UserError, SystemExit, argparse.ArgumentError) as error:
         return [f"{line}: {error}"]
     return [f"{line}: {left}"] if left else []
+
+
+def test_commands_are_read_with_their_method() -> None:
+    line = "tunesmith train --model M --data my.jsonl --method {} method.rank=8"
+    assert refused(line.format("dora")) == []
+    assert "method.rank: a setting of lora, dora, pissa, not of full" in refused(line.format("full"))[0]
+    assert "no method 'dorra'" in refused(line.format("dorra"))[0]
+    assert refused("tunesmith train --model M --data my.jsonl --method prompt method.tokens=8") == []
 
 
 @pytest.mark.parametrize("path", pages())
