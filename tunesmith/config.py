@@ -30,7 +30,7 @@ class Model(Settings):
     source: str = ""
     """Local folder, .gguf file, hub id (`Qwen/Qwen3-0.6B`; `ms:` in front for ModelScope) or `builtin:smollm2-135m-instruct`."""
     adapter: str | None = None
-    """An adapter to go on from: a run folder or an adapter folder in peft's layout."""
+    """An adapter to go on from: a run folder or an adapter folder in peft's layout; its base is model.source where none is named."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Number format of the base's weights and of the computation; auto is bfloat16 where it is fast, else float32."""
     quantize: Literal["nf4"] | None = None
