@@ -14,7 +14,7 @@ from tunesmith.methods.settings import SETTINGS
 ROOT = Path(__file__).resolve().parents[2]
 STEMS = [*METHODS, "loftq"]  # the last is a way for LoRA to begin
 SECTIONS = ("## Shapes", "## Cost", "## When")
-_RATE = re.compile(r"^Default learning rate(?: \(`encoder=(?P<encoder>\w+)`\))?: (?P<rates>.+)$", re.MULTILINE)
+_RATE = re.compile(r"^Default learning rate(?: \(`(?P<key>\w+)=(?P<value>\w+)`\))?: (?P<rates>.+)$", re.MULTILINE)
 
 pages = pytest.mark.parametrize("stem", STEMS)
 
@@ -67,5 +67,5 @@ def test_the_default_rates_are_those_of_the_method(stem: str) -> None:
             int(width.replace(",", "")): float(rate) for rate, width in re.findall(r"([\d.]+e-\d+) at ([\d,]+) channels", line["rates"])
         }
         settings: Any = SETTINGS["lora" if stem == "loftq" else stem]
-        chosen = {} if line["encoder"] is None else {"encoder": line["encoder"]}
+        chosen = {} if line["key"] is None else {line["key"]: line["value"]}
         assert said == dict(learning_rates(settings(**chosen)))

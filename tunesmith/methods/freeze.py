@@ -20,7 +20,7 @@ from tunesmith.methods.tuning import Start, Tuning
 from tunesmith.models import slots
 
 NF4 = False
-LEARNING_RATES = {576: 0.00053, 3072: 3e-5}  # by channels of the model
+LEARNING_RATES = {576: 0.0011, 3072: 3e-5}  # by channels of the model
 _NEAREST = 5  # names shown where a pattern matches none
 
 
