@@ -94,6 +94,7 @@ def test_a_question_of_a_template():
     def asked(row: dict[str, Any], columns: dict[str, str] | None, prompt: str) -> list[str]:
         wanted = parse(columns, prompt)
         sample = understood(Row("a", 1, row), Reading(columns=wanted), Decided("prompt", wanted, {}), Tally())
+        assert "completion" in wanted.columns or sample.source == sample.messages[0]["content"]  # type: ignore[union-attr]
         return [message["content"] for message in sample.messages]  # type: ignore[union-attr]
 
     row = {"review": "Nice.", "stars": 5}
@@ -144,9 +145,7 @@ def test_real_files_cell_by_cell(file, text, label):
 
 @needs("tnews")
 def test_a_real_file_with_two_labels_asks_which():
-    with pytest.raises(
-        UserError, match=r"\(label, label_desc\): say which, such as data.columns={text: sentence, label: label_desc}"
-    ):
+    with pytest.raises(UserError, match=r"\(label, label_desc\): say which, such as data.columns={text: sentence, label: label_desc}"):
         read("tnews/test.jsonl")
     samples, _ = read("tnews/test.jsonl", columns={"text": "sentence", "label": "label_desc"})
     assert samples[0].messages[1]["content"] == "news_travel"
