@@ -72,6 +72,7 @@ def main() -> None:
     parser.add_argument("--out", default="sweep", help="name of the results file")
     parser.add_argument("--table", action="store_true", help="only print what is known")
     parser.add_argument("--write", action="store_true", help="print it, and write the best runs as evidence")
+    parser.add_argument("--shared", action="store_true", help="other programs ran beside the sweep: its seconds are not written")
     arguments = parser.parse_args()
     log = RESULTS / f"{arguments.out}.jsonl"
     known = Known([json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()] if log.exists() else [])
@@ -83,7 +84,7 @@ def main() -> None:
     width = load_config(locate(arguments.model).folder).get_text_config().hidden_size
     print("\n".join(table(known, arguments.tokens, width)))
     if arguments.write:
-        rows = list(evidence_rows(known, arguments.tokens, arguments.model))
+        rows = list(evidence_rows(known, arguments.tokens, arguments.model, arguments.shared))
         evidence.add(rows)
         print(f"{len(rows)} rows written to {evidence.EVIDENCE.relative_to(ROOT)}")
 
@@ -261,7 +262,7 @@ def _shown(settings: str) -> str:
     return ", ".join(f"{name}={value}" for name, value in json.loads(settings).items()) or "defaults"
 
 
-def evidence_rows(known: Known, tokens: int, model: str) -> Iterator[evidence.Row]:
+def evidence_rows(known: Known, tokens: int, model: str, shared: bool = False) -> Iterator[evidence.Row]:
     """The best whole runs as evidence; those that were not trained on all the tokens are not."""
     machine = hardware.describe()
     source = f"benchmarks/sweep.py: {machine['cpu']}, {machine['physical_cores']} cores, torch {machine['torch']}"
@@ -280,7 +281,7 @@ def evidence_rows(known: Known, tokens: int, model: str) -> Iterator[evidence.Ro
                 forgetting=None,
                 trainable_parameters=line["trainable_parameters"],
                 memory_bytes=int(line["peak_memory_bytes"]),
-                seconds=float(line["seconds"]),
+                seconds=None if shared else float(line["seconds"]),
                 learning_rate=line["learning_rate"],
                 settings=json.loads(line["settings"]),
                 source=source,

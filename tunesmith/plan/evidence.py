@@ -32,7 +32,7 @@ class Row:
     forgetting: float | None  # loss on general text after training minus before, in nats a token
     trainable_parameters: int | None
     memory_bytes: int  # peak
-    seconds: float  # of training
+    seconds: float | None  # of training, on a machine that did nothing else
     learning_rate: float
     settings: dict[str, Any]  # of the method, where they are not its defaults
     source: str  # who measured it, when and on what

@@ -13,7 +13,7 @@ from tunesmith.run_yaml import parse_value
 FLAGS = {
     "--model": ("model.source", "M", "folder, .gguf file, hub id or builtin:smollm2-135m-instruct"),
     "--data": ("data.train", "D", "file, folder, glob, PATH#500 or builtin:tickets"),
-    "--method": ("method", "NAME", "full, freeze, lora, qlora"),
+    "--method": ("method", "NAME", ", ".join(config.METHOD_NAMES[1:])),
     "--out": ("out", "DIR", "run folder"),
 }
 
