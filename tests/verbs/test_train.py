@@ -18,7 +18,8 @@ from tunesmith import cli, config, hardware
 from tunesmith.train import checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-QUICK = ["model.dtype=float32", "train.threads=1", "train.learning_rate=2e-4", "train.steps=4", "train.tokens_per_step=200", "method.rank=4"]
+QUICK = ["model.dtype=float32", "train.threads=1", "train.learning_rate=2e-4"]
+QUICK += ["train.steps=4", "train.tokens_per_step=200", "method.rank=4"]
 
 
 @pytest.fixture(scope="module")
