@@ -100,7 +100,7 @@ def decide(run: Run, origins: dict[str, str], tell: Tell = lambda sentence: None
     if asked.labels:
         auto.set("task.labels", "auto", asked.labels, "those of the training data")
     if asked.task:
-        auto.set("task.input", "auto", asked.input, "of the adapter's head" if tuning.head is not None else "the measured default")
+        auto.set("task.input", "auto", asked.input, "of the adapter's head" if tuning.head is not None else "the bare text costs least")
     asked.give_head(skeleton, tuning, corpus.documents, auto.run, device="meta")
     if kind == "text":  # a file is a document: cutting it would throw most of it away
         auto.set("data.on_overlength", "truncate", "split", "raw text is split, nothing is thrown away")
