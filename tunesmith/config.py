@@ -77,6 +77,8 @@ class Data(Settings):
     """Stop at rows that cannot be used, or leave them out and count them."""
     pack: bool = True
     """Put whole documents together into full rows; attention never crosses documents."""
+    share_prefixes: bool = True
+    """Compute once for a row what several of its documents begin with; needs `pack`."""
     thinking: Literal["keep", "drop", "empty"] = "keep"
     """Thinking in answers: learn it, leave it out, or write an empty thinking block where the template has one."""
     info: str = "auto"
@@ -142,10 +144,18 @@ class Train(Settings):
     """Optimizer steps between checkpoints; auto is a tenth of the run."""
     keep: PositiveInt = 2
     """Checkpoints kept; the best is kept apart."""
-    recompute: Literal["auto", "none", "blocks"] = "auto"
-    """Recompute decoder blocks in the backward pass to save memory; auto is none."""
+    recompute: Literal["auto", "none", "elementwise", "blocks", "offload"] = "auto"
+    """Compute again in the backward pass to save memory: nothing, norms and activations, whole blocks, blocks with inputs off-loaded."""
     compile: Literal["auto"] | bool = "auto"
-    """Compile decoder blocks; auto is false."""
+    """Compile decoder blocks; auto is where the run is long enough to pay for it."""
+    kernels: Literal["auto", "plain"] = "auto"
+    """Our own norms, activations and attention kernels where they are proved at the start, or the plain ones of torch."""
+    optimizer_in_backward: bool = False
+    """Update each tensor as soon as its gradient is whole, so that no two gradients stand at once (full tuning; one row a step)."""
+    fp8: bool = False
+    """Products with frozen matrices in 8-bit floating point (a GPU that has them); gated on the loss curve."""
+    cuda_graphs: Literal["auto"] | bool = "auto"
+    """Replay a step's launches as one graph (a GPU); auto is for small models."""
     memory_budget: str = "auto"
     """Most memory that the run may take, such as 8GB."""
     on_nonfinite: Literal["stop", "skip"] = "stop"
@@ -191,6 +201,9 @@ SECTIONS: dict[str, type[Settings]] = {"model": Model, "data": Data, "task": Tas
 # Settings whose place is fixed but which nothing serves yet, with the values that change nothing: others are refused, not ignored.
 NOT_YET: dict[str, tuple[Any, ...]] = {
     "train.compile": ("auto", False),
+    "train.optimizer_in_backward": (False,),
+    "train.fp8": (False,),
+    "train.cuda_graphs": ("auto", False),
     "train.memory_budget": ("auto",),
     "evaluate.forgetting": (True, False),  # true only asks for a measurement: the run goes on without it and says so
 }

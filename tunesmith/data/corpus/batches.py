@@ -19,15 +19,27 @@ from tunesmith.data.corpus.documents import Documents
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """Some whole documents, one behind the other."""
+    """Some whole documents, one behind the other; what several of them begin with may stand there once.
+
+    A segment is a stretch of tokens that stands once. Without sharing each document is a segment. With it the segments are a
+    forest in depth-first order: a segment's descendants follow it without a gap, and a document is the path from a root to where
+    it ends. Positions go on from the parent's last one.
+
+        system a a a b b b user c c    lengths 1 3 3 1 2, parents -1 0 0 -1 3
+
+    Where one beginning is shared by more documents than a row holds, it is a row of one segment, and the rows `behind` it go
+    on from its last token: their roots continue it.
+    """
 
     ids_T: Tensor  # int64; ids beyond the vocabulary are placeholders of virtual tokens
-    lengths: tuple[int, ...]  # tokens of each document, virtual ones included
-    documents: tuple[int, ...]  # their numbers in `Documents`
-    hidden_N: Tensor  # int64: the positions whose next token, or whose label, is learned
+    lengths: tuple[int, ...]  # tokens of each segment, virtual ones included
+    documents: tuple[int, ...]  # the numbers in `Documents` of those that end here
+    hidden_N: Tensor  # int64: the positions whose next token, or whose label, is learned; once for each document that learns it
     targets_N: Tensor  # int64: those next tokens or labels
-    tokens: int  # real tokens
-    computed_tokens: int  # virtual tokens too
+    tokens: int  # real tokens of the documents that end here, each as if it stood alone
+    computed_tokens: int  # what is computed for this row: virtual tokens too, what is shared once
+    parents: tuple[int, ...] = ()  # the segment that each continues, -1 for a root; empty: all are roots
+    behind: tuple["Row", ...] = ()  # rows that continue this one's only segment
 
 
 @dataclass(frozen=True)
