@@ -15,7 +15,8 @@ from tunesmith.methods.settings import Adapter
 from tunesmith.methods.tuning import Start
 from tunesmith.models import slots
 from tunesmith.models.proof import Proof
-from tunesmith.step.forward import prepare, recompute_blocks
+from tunesmith.step.forward import prepare
+from tunesmith.step.recompute import recompute_blocks
 
 VARIANTS = ["houlsby", "pfeiffer", "parallel"]
 variants = pytest.mark.parametrize("variant", VARIANTS)

@@ -16,8 +16,9 @@ from tunesmith.methods.tuning import Start
 from tunesmith.models import slots
 from tunesmith.models.nf4 import weight_of
 from tunesmith.models.proof import Proof
-from tunesmith.step.forward import prepare, recompute_blocks
+from tunesmith.step.forward import prepare
 from tunesmith.step.optim import Optimizer
+from tunesmith.step.recompute import recompute_blocks
 
 KINDS = ["linear", "no bias", "conv1d", "nf4"]
 

@@ -16,7 +16,8 @@ from tunesmith.methods.tuning import Start, Tuning
 from tunesmith.models import front, load, slots
 from tunesmith.models.prefix_attention import attached
 from tunesmith.models.proof import Proof, prove, row_arguments
-from tunesmith.step.forward import Forward, prepare, recompute_blocks
+from tunesmith.step.forward import Forward, prepare
+from tunesmith.step.recompute import recompute_blocks
 
 ENCODERS = ["none", "mlp", "lstm"]
 FAMILIES = [

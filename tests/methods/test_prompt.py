@@ -18,7 +18,8 @@ from tunesmith.methods.tuning import Start, Tuning
 from tunesmith.models import load as loading
 from tunesmith.models import slots
 from tunesmith.models.proof import Proof
-from tunesmith.step.forward import Forward, prepare, recompute_blocks
+from tunesmith.step.forward import Forward, prepare
+from tunesmith.step.recompute import recompute_blocks
 
 PATH = "model.embed_tokens"
 

@@ -9,8 +9,9 @@ from tunesmith.methods import lora, method
 from tunesmith.methods.settings import LoRA as Settings
 from tunesmith.models import attention
 from tunesmith.models.proof import Proof
-from tunesmith.step.forward import Forward, first_nonfinite, prepare, recompute_blocks
+from tunesmith.step.forward import Forward, first_nonfinite, prepare
 from tunesmith.step.loss import loss_of_logits
+from tunesmith.step.recompute import recompute_blocks
 
 DOCUMENTS = some_documents([11, 5, 17, 8])
 ALL = [0, 1, 2, 3]

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from tunesmith.data.corpus.batches import Row
 from tunesmith.errors import UserError
@@ -75,15 +74,6 @@ def prepare(model: Any, proof: Proof, own_attention: str, score: Score | None = 
         )
     model.set_attn_implementation(attention.NAME if proof.packed else own_attention)
     return Forward(model, proof.own_head, proof.packed, score)
-
-
-def recompute_blocks(model: Any) -> None:
-    """Keep only each decoder block's input and compute the block again in the backward pass: less memory, a third more work.
-
-    An adapter that stands at the block is computed again with it.
-    """
-    for _, block in slots.blocks(model):
-        object.__setattr__(block, "forward", partial(checkpoint, block.forward, use_reentrant=False))
 
 
 @torch.no_grad()

@@ -26,6 +26,7 @@ from tunesmith.models.fingerprint import difference, fingerprint
 from tunesmith.models.load import Base
 from tunesmith.models.matrix import matrix
 from tunesmith.step import forward as forwards
+from tunesmith.step import recompute
 from tunesmith.step.forward import Forward
 from tunesmith.step.optim import Optimizer, learning_rate
 from tunesmith.train import checkpoint, figures, folder, nonfinite, report, tensorboard, weights
@@ -120,8 +121,7 @@ def _steps(setting: Setting, out: Path, last: Checkpoint | None, stop: Stop, tel
         method.place(base.model, tuning)
         trusted = _proof(out, base)
         forward = forwards.prepare(base.model, trusted, base.own_attention, tuning.head)
-        if run.train.recompute == "blocks":
-            forwards.recompute_blocks(base.model)
+        told = recompute.place(base.model, run.train.recompute)
         optimizer = Optimizer(
             tuning.parameters, run.train.optimizer, weight_decay=run.train.weight_decay, ratios=tuning.learning_rate_ratios
         )
@@ -135,7 +135,7 @@ def _steps(setting: Setting, out: Path, last: Checkpoint | None, stop: Stop, tel
         last = None  # its tensors have been copied
         folder.write_json(out / folder.PLAN, figures.plan_json(setting, tuning, trusted))
         yield figures.started(setting, out, base, tuning, plan)
-        for note in dict.fromkeys([*base.notes, *setting.notes, *trusted.failures]):
+        for note in dict.fromkeys([*base.notes, *setting.notes, *trusted.failures, *told]):
             yield events.Warned(message=note, step=progress.step)
 
         def save() -> Path:
