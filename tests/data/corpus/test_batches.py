@@ -1,6 +1,5 @@
 """Steps and rows: nothing lost, nothing twice, nothing that depends on packing, targets where they belong."""
 
-import time
 from collections import Counter
 from dataclasses import replace
 from itertools import chain
@@ -10,7 +9,7 @@ import pytest
 import torch
 
 from tests.tiny_models import made_documents, some_documents
-from tunesmith.data.corpus.batches import Plan, best_fit, make_row
+from tunesmith.data.corpus.batches import Plan, make_row
 
 LENGTHS = [int(n) for n in np.random.default_rng(0).integers(2, 60, 101)]
 DOCUMENTS = some_documents(LENGTHS)
@@ -87,21 +86,6 @@ def test_rows_are_full_but_never_too_full():
     assert all(row.tokens <= 100 and sum(row.lengths) == len(row.ids_T) for row in rows)
     whole = Plan(DOCUMENTS, 10**6, 100, 0).rows(0)
     assert sum(row.tokens for row in whole) / (100 * len(whole)) > 0.97
-
-
-def test_best_fit():
-    assert best_fit([50, 30, 60, 40, 20], 100) == [[2, 3], [0, 1, 4]]
-    assert best_fit([30, 70, 40], 100) == [[1, 0], [2]], "the fullest row that still holds it"
-    assert best_fit([150, 10], 100) == [[0], [1]], "a document beyond the capacity stands alone"
-    assert best_fit([], 100) == []
-
-
-def test_best_fit_of_many_documents_is_quick():
-    lengths = np.random.default_rng(0).integers(2, 400, 30_000).tolist()
-    begun = time.perf_counter()
-    rows = best_fit(lengths, 2048)
-    assert time.perf_counter() - begun < 5, "an evaluation set is packed in one go; trying every row for every document takes minutes"
-    assert sum(lengths) / (2048 * len(rows)) > 0.99 and sorted(chain(*rows)) == list(range(30_000))
 
 
 def test_epochs_and_fractions_of_them():

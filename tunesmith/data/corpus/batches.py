@@ -4,8 +4,7 @@ resumed run needs no saved position, and the documents of a step do not depend o
 Shapes: T tokens of a row, N learned tokens of a row, D documents.
 """
 
-from bisect import bisect_left, insort
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
@@ -14,7 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tunesmith.data.corpus import packing
 from tunesmith.data.corpus.documents import Documents
+from tunesmith.data.corpus.packing import Piece
+from tunesmith.data.corpus.sharing import Branch, branch, ends_in, forest
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +54,7 @@ class Plan:
     seed: int
     pack: bool = True
     virtual_ids: range = range(0)  # placeholders in front of each document
+    share: bool = False  # what documents of a row begin with in common is computed once
     lengths_D: np.ndarray = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -79,7 +82,7 @@ class Plan:
 
     def rows(self, step: int) -> list[Row]:
         """The packed rows of a step."""
-        return make_rows(self.documents, self.members(step), self.row_tokens, self.pack, self.virtual_ids)
+        return make_rows(self.documents, self.members(step), self.row_tokens, self.pack, self.virtual_ids, self.share)
 
     def step_documents(self, step: int) -> Documents:
         """The documents that the numbers in a step's rows mean."""
@@ -92,6 +95,10 @@ class Plan:
     def behind(self, virtual_ids: range) -> "Plan":
         """The same steps, each document behind these placeholders."""
         return replace(self, virtual_ids=virtual_ids)
+
+    def shared(self, share: bool) -> "Plan":
+        """The same steps, with what documents begin with in common computed once, or each time."""
+        return replace(self, share=share)
 
     def report(self, ended_after: int | None = None) -> dict[str, Any] | None:
         """What has become known of the data since the run began: nothing."""
@@ -118,51 +125,93 @@ def _epoch(plan: Plan, epoch: int) -> tuple[np.ndarray, np.ndarray]:
     return order_D, np.concatenate([[0], inner, [count]])
 
 
-def best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
-    """Best-fit decreasing: each length into the fullest row that still holds it. A length beyond the capacity stands alone."""
-    rows: list[list[int]] = []
-    room: list[tuple[int, int]] = []  # (tokens left, row), sorted: the first that is large enough is the fullest that still holds it
-    for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        at = bisect_left(room, (lengths[i], 0))
-        if at < len(room):
-            left, row = room.pop(at)
-            rows[row].append(i)
-        else:
-            left, row = capacity, len(rows)
-            rows.append([i])
-        insort(room, (left - lengths[i], row))
-    return rows
+def flat(rows: Sequence[Row]) -> Iterator[Row]:
+    """Rows and those behind them, each before those that go on from it."""
+    for row in rows:
+        yield row
+        yield from flat(row.behind)
 
 
 def make_rows(
-    documents: Documents, members: Sequence[int] | np.ndarray, row_tokens: int, pack: bool, virtual_ids: range = range(0)
+    documents: Documents,
+    members: Sequence[int] | np.ndarray,
+    row_tokens: int,
+    pack: bool,
+    virtual_ids: range = range(0),
+    share: bool = False,
 ) -> list[Row]:
-    """Some documents as packed rows: best fit, longest documents first; without packing a row for each document."""
-    chosen = np.asarray(members, np.int64)
-    room = documents.lengths_D[chosen] + len(virtual_ids)
-    groups = best_fit(room.tolist(), row_tokens) if pack else [[i] for i in range(len(chosen))]
-    return [make_row(documents, [int(chosen[i]) for i in group], virtual_ids) for group in groups]
+    """Some documents as packed rows of at most `row_tokens` computed tokens: best fit, longest first; without packing a row for
+    each document. With `share`, which needs packing, what they begin with in common is computed once for a row, or for a step."""
+    chosen_D = np.asarray(members, np.int64)
+    if share and pack:
+        begin_D, end_D = documents.begin_D[chosen_D], documents.begin_D[chosen_D] + documents.lengths_D[chosen_D]
+        sequences = [documents.ids_N[begin:end] for begin, end in zip(begin_D.tolist(), end_D.tolist(), strict=True)]
+        roots = forest(sequences, len(virtual_ids))
+    else:
+        roots = _unshared(documents, chosen_D, virtual_ids)
+    pieces = packing.pack(roots, row_tokens) if pack else [Piece((root,)) for root in roots]
+    return [_row(documents, chosen_D, piece, virtual_ids) for piece in pieces]
 
 
 def make_row(documents: Documents, members: Sequence[int], virtual_ids: range = range(0)) -> Row:
     """A row of whole documents, each behind the placeholders `virtual_ids`."""
-    ids, hidden, targets, lengths, at = [], [], [], [], 0
-    front_V = np.asarray(virtual_ids, dtype=np.int64)
-    for member in members:
-        begin, end = int(documents.begin_D[member]), int(documents.end_D[member])
-        ids_L = documents.ids_N[begin:end].astype(np.int64)
-        learned = np.flatnonzero(documents.learned_N[begin:end])
-        if documents.labelled:
-            ids_L, labels = ids_L[: len(ids_L) - len(learned)], ids_L[len(ids_L) - len(learned) :]
-            hidden.append(at + len(front_V) + learned)
-            targets.append(labels)
-        else:
-            learned = learned[learned + len(front_V) > 0]  # nothing stands before a document's first token to predict it from
-            hidden.append(at + len(front_V) + learned - 1)
-            targets.append(ids_L[learned])
-        ids += [front_V, ids_L]
-        lengths.append(len(front_V) + len(ids_L))
-        at += lengths[-1]
-    real = at - len(front_V) * len(members)
-    parts = [torch.from_numpy(np.concatenate(part)) for part in (ids, hidden, targets)]
-    return Row(parts[0], tuple(lengths), tuple(members), parts[1], parts[2], real, at)
+    chosen_D = np.asarray(members, np.int64)
+    return _row(documents, chosen_D, Piece(tuple(_unshared(documents, chosen_D, virtual_ids))), virtual_ids)
+
+
+def _unshared(documents: Documents, chosen_D: np.ndarray, virtual_ids: range) -> list[Branch]:
+    return [branch(0, length + len(virtual_ids), [i]) for i, length in enumerate(documents.lengths_D[chosen_D].tolist())]
+
+
+def _row(documents: Documents, chosen_D: np.ndarray, piece: Piece, virtual_ids: range) -> Row:
+    """The row of a piece, whose branches count the documents as `chosen_D` does, and the rows behind it."""
+    front_V = np.asarray(virtual_ids, np.int64)
+    ids, hidden, targets = list[np.ndarray](), list[np.ndarray](), list[np.ndarray]()
+    lengths, parents, ending, at = list[int](), list[int](), list[int](), 0
+    todo = [(root, -1) for root in reversed(piece.roots)]
+    while todo:
+        each, parent = todo.pop()
+        for i in ends_in(each):
+            hidden_L, targets_L = _learned(documents, int(chosen_D[i]), len(front_V))
+            here = slice(*np.searchsorted(hidden_L, (each.begin, each.end)).tolist())
+            hidden.append(hidden_L[here] + (at - each.begin))
+            targets.append(targets_L[here])
+        todo += [(further, len(lengths)) for further in reversed(() if piece.behind else each.branches)]
+        ids.append(_ids(documents, int(chosen_D[each.first]), front_V, each))
+        lengths.append(each.length)
+        parents.append(parent)
+        ending += each.documents
+        at += each.length
+    members_D = chosen_D[np.array(ending, np.int64)]
+    hidden_N, targets_N = np.concatenate(hidden), np.concatenate(targets)
+    if any(parent >= 0 for parent in parents) or piece.behind:
+        order_N = np.argsort(hidden_N, kind="stable")  # tokens that several documents learn behind one position side by side
+        hidden_N, targets_N = hidden_N[order_N], targets_N[order_N]
+    return Row(
+        ids_T=torch.from_numpy(np.concatenate(ids)),
+        lengths=tuple(lengths),
+        documents=tuple(members_D.tolist()),
+        hidden_N=torch.from_numpy(hidden_N),
+        targets_N=torch.from_numpy(targets_N),
+        tokens=int(documents.lengths_D[members_D].sum()),
+        computed_tokens=at,
+        parents=tuple(parents) if any(parent >= 0 for parent in parents) else (),
+        behind=tuple(_row(documents, chosen_D, other, virtual_ids) for other in piece.behind),
+    )
+
+
+def _ids(documents: Documents, member: int, front_V: np.ndarray, each: Branch) -> np.ndarray:
+    """The ids of a branch, read from a document that begins with it."""
+    begin = int(documents.begin_D[member]) - len(front_V)
+    own_L = documents.ids_N[begin + max(each.begin, len(front_V)) : begin + each.end].astype(np.int64)
+    return np.concatenate([front_V[each.begin : each.end], own_L])
+
+
+def _learned(documents: Documents, member: int, in_front: int) -> tuple[np.ndarray, np.ndarray]:
+    """Where a document's next token, or a label, is learned, counted with what stands in front of it, and those tokens or labels."""
+    begin, end = int(documents.begin_D[member]), int(documents.end_D[member])
+    learned_L = np.flatnonzero(documents.learned_N[begin:end])
+    if documents.labelled:
+        return in_front + learned_L, documents.ids_N[end - len(learned_L) : end].astype(np.int64)
+    learned_L = learned_L[learned_L + in_front > 0]  # nothing stands before a document's first token to predict it from
+    return in_front + learned_L - 1, documents.ids_N[begin + learned_L].astype(np.int64)

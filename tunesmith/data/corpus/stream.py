@@ -217,6 +217,7 @@ class Stream:
     seed: int
     pack: bool = True
     virtual_ids: range = range(0)
+    share: bool = False
     key: str = ""
     _begins: list[Place] = field(default_factory=lambda: [(0, 0)])  # where each step begins
 
@@ -224,7 +225,7 @@ class Stream:
         """The packed rows of a step. Raises UserError for rows met on the way that must not be passed over."""
         documents = self.step_documents(step)
         self.chunks.look_ahead()
-        return make_rows(documents, range(len(documents)), self.row_tokens, self.pack, self.virtual_ids)
+        return make_rows(documents, range(len(documents)), self.row_tokens, self.pack, self.virtual_ids, self.share)
 
     def step_documents(self, step: int) -> Documents:
         self._begin(step + 1)
@@ -243,6 +244,10 @@ class Stream:
     def behind(self, virtual_ids: range) -> "Stream":
         """The same steps, each document behind these placeholders."""
         return replace(self, virtual_ids=virtual_ids)
+
+    def shared(self, share: bool) -> "Stream":
+        """The same steps, with what documents begin with in common computed once, or each time."""
+        return replace(self, share=share)
 
     def close(self) -> None:
         self.chunks.close()
