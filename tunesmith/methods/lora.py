@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from tunesmith.methods.parts import extras
 from tunesmith.methods.settings import LoRA as Settings
 from tunesmith.methods.tuning import Start, Tuning
-from tunesmith.models import slots
+from tunesmith.models import products, slots
 from tunesmith.models.draws import stream
-from tunesmith.models.nf4 import weight_of
+from tunesmith.models.products import Update, kept
 
 NF4 = True  # trains over an NF4 base
 LEARNING_RATES = {576: 0.0021, 3072: 1e-4}  # by channels of the model
@@ -39,50 +39,26 @@ class LoRA(nn.Module):
         self.scale, self.dropout = scale, dropout
         self.A = nn.Parameter(torch.empty(rank, in_features, dtype=torch.float32, device=device))
         self.B = nn.Parameter(torch.zeros(out_features, rank, dtype=torch.float32, device=device))
+        self._factors: dict[str, Any] = {}
 
     def forward(self, base: nn.Module, x: Tensor) -> Tensor:
         """What the layer and its update make of x: [..., in] to [..., out], in x's dtype."""
+        if (update := self.low_rank(base, x.dtype)) is not None and not torch.compiler.is_compiling():
+            return products.updated(x, [update])[0]
+        read = nn.functional.dropout(x, self.dropout, self.training)
+        added = nn.functional.linear(nn.functional.linear(read, self.A.to(x.dtype)), self.B.to(x.dtype))
+        return slots.own_forward(base, x) + self.scale * added
+
+    def low_rank(self, base: nn.Module, dtype: torch.dtype) -> Update | None:
+        """What stands beside the layer; None where each layer drops inputs of its own and none can be computed with others."""
         if self.dropout and self.training:
-            dropped = nn.functional.dropout(x, self.dropout)
-            update = nn.functional.linear(nn.functional.linear(dropped, self.A.to(x.dtype)), self.B.to(x.dtype))
-            return slots.own_forward(base, x) + self.scale * update
-        return _LoRAProduct.apply(x, self.A, self.B, base, self.scale)
+            return None
+        down_RI, up_OR = kept(self._factors, dtype, (self.A, self.B), lambda: (self.A, self.scale * self.B))
+        return Update(base, self.A, self.B, down_RI, up_OR, self.scale)
 
     def folded(self, weight_OI: Tensor) -> Tensor:
         """W + s·B·A in fp32, [out, in]."""
         return weight_OI.float() + self.scale * (self.B.float() @ self.A.float())
-
-
-class _LoRAProduct(torch.autograd.Function):
-    """y = x·Wᵀ + s·(x·Aᵀ)·Bᵀ + b as one function: keeps x and x·Aᵀ, adds into y and dx in place, never makes a gradient of W.
-
-    dX = dY·W + s·(dY·B)·A     dA = s·(dY·B)ᵀ·X     dB = s·dYᵀ·(X·Aᵀ)
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, A: Tensor, B: Tensor, base: nn.Module, scale: float) -> Tensor:
-        x_NI = x.reshape(-1, x.shape[-1])
-        weight_OI = weight_of(base)
-        p_NR = x_NI @ A.to(x.dtype).T
-        bias: Any = base.bias
-        y_NO = x_NI @ weight_OI.T if bias is None else torch.addmm(bias, x_NI, weight_OI.T)
-        y_NO.addmm_(p_NR, B.to(x.dtype).T, alpha=scale)
-        ctx.save_for_backward(x_NI, p_NR, A, B)
-        ctx.base, ctx.scale = base, scale
-        return y_NO.view(*x.shape[:-1], y_NO.shape[-1])
-
-    @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None, None]:  # type: ignore[override]
-        x_NI, p_NR, A, B = ctx.saved_tensors
-        dy_NO = dy.reshape(-1, dy.shape[-1])
-        q_NR = dy_NO @ B.to(dy.dtype)
-        dA = (q_NR.T @ x_NI).to(A.dtype).mul_(ctx.scale)
-        dB = (dy_NO.T @ p_NR).to(B.dtype).mul_(ctx.scale)
-        dx = None
-        if ctx.needs_input_grad[0]:
-            dx = (dy_NO @ weight_of(ctx.base)).addmm_(q_NR, A.to(dy.dtype), alpha=ctx.scale)
-            dx = dx.view(*dy.shape[:-1], dx.shape[-1])
-        return dx, dA, dB, None, None
 
 
 def scale_of(alpha: float, rank: int, rslora: bool) -> float:

@@ -30,9 +30,10 @@ from tunesmith.methods.parts import extras
 from tunesmith.methods.parts.decompose import leading
 from tunesmith.methods.settings import PiSSA as Settings
 from tunesmith.methods.tuning import Start, Tuning
-from tunesmith.models import nf4, slots
+from tunesmith.models import nf4, products, slots
 from tunesmith.models.draws import seed_of
 from tunesmith.models.nf4 import Quantized
+from tunesmith.models.products import Update, kept
 
 NF4 = True  # trains over an NF4 base, whose codes become those of the residual
 LEARNING_RATES = {576: 0.0011, 3072: 7e-5}  # by channels of the model
@@ -58,7 +59,8 @@ class PiSSA(nn.Module):
         self.rounded: Callable[[Tensor], Tensor] | None = None  # over NF4: a matrix -> what its layer keeps of it, in fp32
         self.differences: dict[str, float] = {}  # over NF4: base served upon -> relative error of weights against those trained
         self._aside: Quantized | None = None  # over NF4: the codes that the layer does not hold now
-        self._factors: tuple[Any, Tensor, Tensor] | None = None
+        self._over_base: dict[str, Any] = {}  # factors as they were last computed with
+        self._over_residual: dict[str, Any] = {}
 
     @torch.no_grad()
     def start_from(self, b_OR: Tensor, a_RI: Tensor) -> None:
@@ -97,12 +99,20 @@ class PiSSA(nn.Module):
 
     def forward(self, layer: nn.Module, x: Tensor) -> Tensor:
         """What the layer and its update make of x: [..., in] to [..., out], in x's dtype."""
+        if (update := self.low_rank(layer, x.dtype)) is not None and not torch.compiler.is_compiling():
+            return products.updated(x, [update])[0]
+        down, up = self._down_up()
+        read = nn.functional.dropout(x, self.dropout, self.training)
+        added = nn.functional.linear(nn.functional.linear(read, down.to(x.dtype)), up.to(x.dtype))
+        return slots.own_forward(layer, x) + self.scale * added
+
+    def low_rank(self, layer: nn.Module, dtype: torch.dtype) -> Update | None:
+        """What stands beside the layer; None where each layer drops inputs of its own and none can be computed with others."""
         if self.dropout and self.training:
-            down, up = self._down_up()
-            dropped = nn.functional.dropout(x, self.dropout)
-            update = nn.functional.linear(nn.functional.linear(dropped, down.to(x.dtype)), up.to(x.dtype))
-            return slots.own_forward(layer, x) + self.scale * update
-        return _Product.apply(x, self.A, self.B, *self._cast(x.dtype), layer, self.scale)
+            return None
+        store = self._over_base if self.rounded is None else self._over_residual
+        down_KI, up_OK = kept(store, dtype, (self.A, self.B, self.A0, self.B0), self._scaled_up)
+        return Update(layer, self.A, self.B, down_KI, up_OK, self.scale)
 
     def _down_up(self) -> tuple[Tensor, Tensor]:
         """The two factors of what is added to the layer: A and B over a residual; [A; A-A0] and [B-B0, B0] over the base itself."""
@@ -110,14 +120,9 @@ class PiSSA(nn.Module):
             return self.A, self.B
         return torch.cat([self.A, self.A - self.A0]), torch.cat([self.B - self.B0, self.B0], dim=1)
 
-    @torch.no_grad()
-    def _cast(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """The factors in a dtype, made once for all rows between two steps of the optimizer."""
-        key = (dtype, self.A.device, self.rounded is None, *[t._version for t in (self.A, self.B, self.A0, self.B0)])
-        if self._factors is None or self._factors[0] != key:
-            down, up = self._down_up()
-            self._factors = (key, down.detach().to(dtype), up.detach().to(dtype))
-        return self._factors[1:]
+    def _scaled_up(self) -> tuple[Tensor, Tensor]:
+        down, up = self._down_up()
+        return down, self.scale * up
 
     def _taken(self) -> Tensor:
         """s·B0·A0, the part of W that is trained; [out, in] in fp32."""
@@ -140,41 +145,6 @@ class PiSSA(nn.Module):
         plain.A.copy_(torch.cat([self.A, self.A - self.A0]))
         plain.B.copy_(torch.cat([self.B - self.B0, self.B0], dim=1))
         return plain
-
-
-class _Product(torch.autograd.Function):
-    """y = x·Wᵀ + s·(x·downᵀ)·upᵀ + b, with gradients for A and B, of which `down` [k, in] and `up` [out, k] are made.
-
-    k = r: down = A, up = B. k = 2r: down = [A; A-A0], up = [B-B0, B0], so that with q = dY·up
-
-    dX = dY·W + s·q·down     dA = s·(q_1 + q_2)ᵀ·X     dB = s·dYᵀ·(X·Aᵀ), the first r columns of X·downᵀ
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, A: Tensor, B: Tensor, down: Tensor, up: Tensor, layer: nn.Module, scale: float) -> Tensor:
-        x_NI = x.reshape(-1, x.shape[-1])
-        weight_OI = nf4.weight_of(layer)
-        p_NK = x_NI @ down.T
-        bias: Any = layer.bias
-        y_NO = x_NI @ weight_OI.T if bias is None else torch.addmm(bias, x_NI, weight_OI.T)
-        y_NO.addmm_(p_NK, up.T, alpha=scale)
-        ctx.save_for_backward(x_NI, p_NK, down, up)
-        ctx.layer, ctx.scale, ctx.rank = layer, scale, A.shape[0]
-        return y_NO.view(*x.shape[:-1], y_NO.shape[-1])
-
-    @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None, None, None, None]:  # type: ignore[override]
-        x_NI, p_NK, down, up = ctx.saved_tensors
-        dy_NO = dy.reshape(-1, dy.shape[-1])
-        q_NK = dy_NO @ up
-        dx = None
-        if ctx.needs_input_grad[0]:
-            dx = (dy_NO @ nf4.weight_of(ctx.layer)).addmm_(q_NK, down, alpha=ctx.scale)
-            dx = dx.view(*dy.shape[:-1], dx.shape[-1])
-        q_NR = q_NK.unflatten(1, (-1, ctx.rank)).sum(1)
-        dA = (q_NR.T @ x_NI).float().mul_(ctx.scale)
-        dB = (dy_NO.T @ p_NK[:, : ctx.rank]).float().mul_(ctx.scale)
-        return dx, dA, dB, None, None, None, None
 
 
 def build(model: Any, settings: Settings, device: Any = None) -> Tuning:

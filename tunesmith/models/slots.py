@@ -6,16 +6,18 @@ and the class stay exactly what `transformers` made. What stands where is known 
 feeds it knows what belongs in front of a document.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from torch import nn
 
+from tunesmith.models import together
 from tunesmith.models.nf4 import is_linear, is_transposed, shape_of
 
 _PLACED = "_tunesmith_placed"
+_PART = "_tunesmith_part"
 ROLES = ("q", "k", "v", "o", "gate", "up", "down")
 _FUSED = {"qkv": ("q", "k", "v"), "gate_up": ("gate", "up")}
 
@@ -179,6 +181,20 @@ def place(model: nn.Module, adapter: Mapping[str, nn.Module]) -> None:
         else:
             object.__setattr__(layer, "forward", partial(module, layer))
         object.__setattr__(model, _PLACED, placed(model) | {path: module})
+    for paths in _same_input(model, adapter):
+        together.stand([model.get_submodule(path) for path in paths], [adapter[path] for path in paths])
+
+
+def _same_input(model: Any, adapter: Mapping[str, nn.Module]) -> Iterator[list[str]]:
+    """Paths of an adapter's layers that a class calls with the same input: q k v of an attention, gate and up of an MLP."""
+    roles = (family(model) if hasattr(model, "config") else None) or {}
+    for names in (("q", "k", "v"), ("gate", "up")):
+        endings = [roles[name] for name in names if name in roles]
+        siblings: dict[str, list[str]] = {}
+        for path, module in adapter.items():
+            if hasattr(module, "low_rank") and any(_ends(path, ending) for ending in endings):
+                siblings.setdefault(path.rpartition(".")[0], []).append(path)
+        yield from (paths for paths in siblings.values() if len(paths) > 1)
 
 
 def lift(model: nn.Module, adapter: Mapping[str, nn.Module]) -> None:
@@ -228,7 +244,23 @@ def is_embedding(model: nn.Module, target: str) -> bool:
 
 def own_forward(layer: nn.Module, *inputs: Any, **named: Any) -> Any:
     """What the layer itself makes of its inputs, whatever stands beside it."""
-    return type(layer).forward(layer, *inputs, **named)
+    part = vars(layer).get(_PART)
+    return type(layer).forward(layer, *inputs, **named) if part is None else part(*inputs, **named)
+
+
+def stand_in(layer: nn.Module, forward: Callable[..., Any]) -> None:
+    """Let `forward` compute what the layer's class computes; what an adapter has put in front of it stays there."""
+    assert _PART not in vars(layer), f"something stands in for this {type(layer).__name__} already"
+    object.__setattr__(layer, _PART, forward)
+    if "forward" not in vars(layer):
+        object.__setattr__(layer, "forward", forward)
+
+
+def step_aside(layer: nn.Module) -> None:
+    """Let the class compute again."""
+    part = vars(layer).pop(_PART, None)
+    if part is not None and vars(layer).get("forward") is part:
+        del vars(layer)["forward"]
 
 
 def _endings(target: str, roles: dict[str, str] | None) -> list[str]:
