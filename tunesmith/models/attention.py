@@ -1,25 +1,24 @@
 """Attention over a packed row: every document attends to itself alone, and no T×T mask is ever made.
 
 Registered with `transformers` under the name `tunesmith`, so that the classes stay unmodified. A packed row is one batch row
-of T tokens; where its documents begin comes as the standard keyword `cu_seq_lens_q` (D+1 offsets, the first 0, the last T),
-which every class that follows the attention interface hands down. Shapes: B=1, H query heads, K key/value heads, T tokens
-of the row, P positions of a prefix, E head size. Where an adapter has put keys and values at the layer, they stand in front of
-every document (`models/prefix_attention.py`).
+of T tokens; where its segments begin comes as the standard keyword `cu_seq_lens_q` (S+1 offsets, the first 0, the last T),
+which every class that follows the attention interface hands down, and what they share, and what stands in front of them, as one
+more, `forest` (`models/forest.py`). A class that loses that one on the way computes rows without sharing rightly, and fails the
+proof of sharing. Shapes: B=1, H query heads, K key/value heads, T tokens of the row, E head size.
 
 An argument that we do not know and that is not None is an error, never ignored: a class that asks for something else than
 causal attention, with a window, a soft-cap or sinks, is caught here or by the proof at the start of a run.
 """
 
-from itertools import pairwise
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from transformers import AttentionInterface
 
 from tunesmith.models import prefix_attention
-from tunesmith.models.chunked_attention import chunked
+from tunesmith.models.forest import Forest, Front
+from tunesmith.models.forest_attention import attend
 
 NAME = "tunesmith"
 
@@ -46,6 +45,7 @@ def packed_attention(
     softcap: float | None = None,
     s_aux: Tensor | None = None,
     cu_seq_lens_q: Tensor | None = None,
+    forest: Forest | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
     """[B,H,T,E] queries and [B,K,T,E] keys and values to [B,T,H,E] outputs.
@@ -65,27 +65,26 @@ def packed_attention(
         raise UnknownArgument("the class does not hand document starts down to its attention")
     if q_BHTE.shape[2] != k_BKTE.shape[2]:
         raise UnknownArgument("keys and queries are not as many")
-    scale = scaling if scaling is not None else q_BHTE.shape[-1] ** -0.5
-    starts = cu_seq_lens_q.tolist()
+    if forest is None:
+        forest = Forest(tuple(cu_seq_lens_q.tolist()))
+    out_THE = attend(
+        q_BHTE[0], k_BKTE[0], v_BKTE[0], forest, _fronts(module, forest, q_BHTE.dtype),
+        scaling if scaling is not None else q_BHTE.shape[-1] ** -0.5, window=sliding_window, softcap=softcap, sinks_H=s_aux,
+    )  # fmt: skip
+    if forest.kept is not None:
+        if module in forest.kept:
+            raise UnknownArgument("the class asks one module for its attention twice, so that what it keeps has no one name")
+        forest.kept[module] = (k_BKTE[0], v_BKTE[0])
+    return out_THE[None], None
+
+
+def _fronts(module: torch.nn.Module, forest: Forest, dtype: torch.dtype) -> list[Front]:
+    """What stands in front of the row's roots at this layer: a method's prefix, then what rows in front have kept."""
+    fronts = []
     if (prefix := prefix_attention.attached(module)) is not None:
-        keys_KPE, values_KPE = (part.to(q_BHTE.dtype) for part in prefix.keys_values())
-        out_HTE = prefix_attention.behind_prefix(
-            q_BHTE[0], k_BKTE[0], v_BKTE[0], keys_KPE, values_KPE, starts, scale,
-            window=sliding_window, softcap=softcap, sinks_H=s_aux,
-        )  # fmt: skip
-        return out_HTE.transpose(0, 1)[None].contiguous(), None
-    out_BTHE = []
-    for begin, end in pairwise(starts):
-        if begin == end:
-            continue
-        q, k, v = q_BHTE[:, :, begin:end], k_BKTE[:, :, begin:end], v_BKTE[:, :, begin:end]
-        window = sliding_window if sliding_window is not None and sliding_window < end - begin else None
-        if window is None and softcap is None and s_aux is None:
-            out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=k.shape[1] != q.shape[1])
-        else:
-            out = chunked(q, k, v, scale, window, softcap, s_aux)
-        out_BTHE.append(out.transpose(1, 2))
-    return torch.cat(out_BTHE, dim=1) if len(out_BTHE) > 1 else out_BTHE[0].contiguous(), None
+        keys_KPE, values_KPE = prefix.keys_values()
+        fronts.append((keys_KPE.to(dtype), values_KPE.to(dtype)))
+    return fronts + [kept[module] for kept in forest.carried]
 
 
 AttentionInterface.register(NAME, packed_attention)

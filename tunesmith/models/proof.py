@@ -6,12 +6,14 @@ class's code under our attention and our head, which is where surprises live (a 
 leaks between documents, logits that are scaled): the weights themselves play no part in it, and a model of any size is
 proved in a second or two.
 
-Four statements, and a fifth where something stands in front of every layer's documents:
+Four statements, a fifth where something stands in front of every layer's documents, and a sixth where documents may share rows'
+beginnings:
   head       our head on the last hidden states gives the class's logits
   attention  our attention gives what the class's own attention gives
   packed     a packed row gives what its documents give alone
   causal     changing one token moves nothing before it and nothing in other documents
   prefix     a packed row behind a prefix gives what the class gives, document by document, from a cache that holds it
+  shared     a row in which documents share what they begin with gives what they give alone, what another row has computed too
 """
 
 import copy
@@ -25,6 +27,7 @@ from torch import Tensor
 
 from tunesmith.models import attention, front, slots
 from tunesmith.models.attention_layers import attention_layers
+from tunesmith.models.forest import Front, row_arguments
 from tunesmith.models.head import decoder_of, head_of
 from tunesmith.models.load import quiet
 from tunesmith.models.prefix_attention import Prefix
@@ -33,6 +36,8 @@ TOLERANCE = 1e-4  # largest difference over the largest magnitude, fp32; true di
 LENGTHS = (37, 5, 64, 22)  # tokens of the documents of the proof's row: 128 in all, some longer than the window
 WINDOW = 16  # sliding windows and attention chunks of the miniature
 VOCABULARY = 256
+FOREST = ((20, 9, 30, 1, 24, 6), (-1, 0, 1, 0, -1, 4))  # a row in which documents share: lengths of its segments, whom each continues
+HEAD = 13  # tokens of a beginning that a row of its own computes for that one
 PREFIX = 11  # positions of the miniature's prefix: fewer than the window, so that some tokens see all, some a part, some nothing of it
 WIDTH = 64  # of the miniature's MLPs
 NARROWEST = 256  # channels that stay where heads are taken away
@@ -47,10 +52,12 @@ class Proof:
     packed: bool  # several documents may share a row under our attention
     failures: tuple[str, ...]
     behind_prefix: bool = True  # and may all stand behind one prefix; as good as `packed` where that was not asked for
+    shared: bool = False  # what documents begin with may stand once in a row, or in a row before it
 
 
-def prove(config: Any, model_class: type, own_attention: str, prefix: bool = False) -> Proof:
-    """The proof for an architecture, of a prefix too where one is to be used. Nothing is raised: what fails is not used, and said."""
+def prove(config: Any, model_class: type, own_attention: str, prefix: bool = False, share: bool = True) -> Proof:
+    """The proof for an architecture, of a prefix and of shared beginnings too where they are to be used. Nothing is raised: what
+    fails is not used, and said."""
     failures: list[str] = []
     ids_T = torch.arange(sum(LENGTHS)).mul(7919).remainder(VOCABULARY)
     documents = ids_T.split(LENGTHS)
@@ -84,6 +91,10 @@ def prove(config: Any, model_class: type, own_attention: str, prefix: bool = Fal
         def behind() -> list[tuple[Tensor, Tensor]]:
             return [_behind_prefix(model, ids_T, own_attention, head)]
 
+        def shared() -> list[tuple[Tensor, Tensor]]:
+            _attend(model, attention.NAME)
+            return _shared(model, ids_T, head)
+
         head = _holds("our head gives the class's logits", "its own head is used", failures, own)
         alone = "each document has a row of its own, under the class's own attention"
         free = (
@@ -93,7 +104,26 @@ def prove(config: Any, model_class: type, own_attention: str, prefix: bool = Fal
         )
         without = "a prefix cannot be trained or used here"
         after = free and (not prefix or _holds("our attention behind a prefix gives what the class gives", without, failures, behind))
-    return Proof(head, free, tuple(failures), after)
+        computed = "each document is computed from its first token on"
+        once = "what documents share, computed once, gives what they give alone"
+        sharing = share and free and _holds(once, computed, failures, shared)
+    return Proof(head, free, tuple(failures), after, sharing)
+
+
+def _shared(model: Any, ids_T: Tensor, our_head: bool) -> list[tuple[Tensor, Tensor]]:
+    """The logits of a row that is a forest, behind what a row before it has kept, and those of each path alone."""
+    head_T, ids_T = ids_T[:HEAD], ids_T[HEAD : HEAD + sum(FOREST[0])]
+    kept: dict[Any, Front] = {}
+    found = [_logits(model, head_T, (HEAD,), our_head, kept=kept)]
+    found.append(_logits(model, ids_T, FOREST[0], our_head, HEAD, FOREST[1], (kept,)))
+    own, alone = ids_T.split(FOREST[0]), [_logits(model, head_T, (HEAD,), our_head)]
+    for segment, ids in enumerate(own):
+        before, at = [], segment
+        while (at := FOREST[1][at]) >= 0:
+            before.append(own[at])
+        path_T = torch.cat([head_T, *before[::-1], ids])
+        alone.append(_logits(model, path_T, (len(path_T),), our_head)[-len(ids) :])
+    return [(torch.cat(found), torch.cat(alone))]
 
 
 def _behind_prefix(model: Any, ids_T: Tensor, own_attention: str, our_head: bool) -> tuple[Tensor, Tensor]:
@@ -211,35 +241,20 @@ def _own_logits(model: Any, ids_T: Tensor) -> Tensor:
     return model(input_ids=ids_T[None], use_cache=False).logits[0]
 
 
-def _our_logits(model: Any, ids_T: Tensor, lengths: tuple[int, ...] | None, first: int = 0) -> Tensor:
-    return head_of(model).logits(_hidden(decoder_of(model), ids_T, lengths, first))
+def _our_logits(model: Any, ids_T: Tensor, lengths: tuple[int, ...] | None, *row: Any, **kept: Any) -> Tensor:
+    return head_of(model).logits(_hidden(decoder_of(model), ids_T, lengths, *row, **kept))
 
 
-def _logits(model: Any, ids_T: Tensor, lengths: tuple[int, ...], our_head: bool, first: int = 0) -> Tensor:
+def _logits(model: Any, ids_T: Tensor, lengths: tuple[int, ...], our_head: bool, *row: Any, **kept: Any) -> Tensor:
+    """`row`, `kept`: the further arguments of `row_arguments`."""
     if our_head:
-        return _our_logits(model, ids_T, lengths, first)
-    return model(input_ids=ids_T[None], use_cache=False, **row_arguments(lengths, ids_T.device, first)).logits[0]
+        return _our_logits(model, ids_T, lengths, *row, **kept)
+    return model(input_ids=ids_T[None], use_cache=False, **row_arguments(lengths, ids_T.device, *row, **kept)).logits[0]
 
 
-def _hidden(decoder: Any, ids_T: Tensor, lengths: tuple[int, ...] | None, first: int) -> Tensor:
-    arguments = row_arguments(lengths, ids_T.device, first) if lengths else {}
+def _hidden(decoder: Any, ids_T: Tensor, lengths: tuple[int, ...] | None, *row: Any, **kept: Any) -> Tensor:
+    arguments = row_arguments(lengths, ids_T.device, *row, **kept) if lengths else {}
     return decoder(input_ids=ids_T[None], use_cache=False, **arguments).last_hidden_state[0]
-
-
-def row_arguments(lengths: tuple[int, ...], device: torch.device, first: int = 0) -> dict[str, Any]:
-    """What a class is given beside the ids of a packed row: positions that restart (at `first`), and where documents begin."""
-    starts = torch.zeros(len(lengths) + 1, dtype=torch.int32)
-    starts[1:] = torch.tensor(lengths).cumsum(0)
-    positions = torch.cat([torch.arange(first, first + length) for length in lengths])
-    starts = starts.to(device)
-    longest = max(lengths)
-    return {
-        "position_ids": positions[None].to(device),
-        "cu_seq_lens_q": starts,
-        "cu_seq_lens_k": starts,
-        "max_length_q": longest,
-        "max_length_k": longest,
-    }
 
 
 def _holds(statement: str, otherwise: str, failures: list[str], pairs: Any) -> bool:
