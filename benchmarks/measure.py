@@ -6,9 +6,11 @@ Nothing here knows who is measured: peers and Tunesmith are started, timed and s
 import datetime
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -28,26 +30,80 @@ class Measured:
     """One process from its start to its end."""
 
     seconds: float
-    peak_memory_bytes: int
-    output: str  # stdout; stderr goes to `LOG`
+    peak_memory_bytes: int  # of the process on the host
+    output: str  # stdout; stderr goes to `log`
+    begun: float = 0.0  # wall clock
+    device_bytes: int = 0  # the most that the GPU had in use, by whomever
 
 
-def run(command: Sequence[str], *, cwd: Path, threads: int, log: Path) -> Measured:
-    """Run a program with `threads` threads and sample its memory every 20 ms. Raises SystemExit with the log's end where it fails."""
+class Failed(SystemExit):
+    """A program that ended with an error, with the end of its log."""
+
+
+class TooLong(Failed):
+    """A program that was stopped at its limit."""
+
+
+def run(command: Sequence[str], *, cwd: Path, threads: int, log: Path, limit: float | None = None, gpu: bool = False) -> Measured:
+    """Run a program with `threads` threads and sample its memory every 20 ms; on a GPU also what the device has in use.
+
+    Raises Failed, a SystemExit, with the log's end where it fails, and TooLong after `limit` seconds.
+    """
     numbers = {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "TORCH_NUM_THREADS")}
     path = {"PYTHONPATH": str(ROOT)} if command[0] == sys.executable else {}  # ours; a peer must not see our packages
     environment = {**{k: v for k, v in os.environ.items() if k != "PYTHONPATH"}, **numbers, **path, "HF_HUB_OFFLINE": "1"}
     with open(log, "w", encoding="utf-8") as stderr:
-        begun = time.perf_counter()
-        process = subprocess.Popen(command, cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=stderr, text=True)
+        begun, clock = time.time(), time.perf_counter()
+        process = subprocess.Popen(
+            command, cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=stderr, text=True, start_new_session=True
+        )
         # reading a process's mappings stops its page faults meanwhile: twice a second took a fifth of the speed away
-        with hardware.MemorySampler(process=process.pid, mapped_every=10) as memory:
-            output, _ = process.communicate()
-        seconds = time.perf_counter() - begun
+        with hardware.MemorySampler(process=process.pid, mapped_every=10) as memory, DeviceSampler(gpu) as device:
+            try:
+                output, _ = process.communicate(timeout=limit)
+            except subprocess.TimeoutExpired:
+                _end(process)
+                raise TooLong(f"stopped after {limit:.0f} s") from None
+            except BaseException:
+                _end(process)
+                raise
+        seconds = time.perf_counter() - clock
     if process.returncode:
         tail = "".join(log.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)[-20:])
-        raise SystemExit(f"{' '.join(command)}\nended with exit code {process.returncode}; {log} ends with\n{tail}")
-    return Measured(seconds, memory.peak_bytes, output)
+        raise Failed(f"{' '.join(command)}\nended with exit code {process.returncode}; {log} ends with\n{tail}")
+    return Measured(seconds, memory.peak_bytes, output, begun, device.peak_bytes)
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    """The program and what it started: they are a session of their own."""
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+
+
+class DeviceSampler:
+    """The most memory in use on the first GPU, asked of the driver twice a second: a context of our own would count too."""
+
+    def __init__(self, wanted: bool):
+        self.peak_bytes = 0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True) if wanted else None
+
+    def __enter__(self) -> "DeviceSampler":
+        if self._thread:
+            self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        if self._thread:
+            self._thread.join()
+
+    def _run(self) -> None:
+        words = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits", "-i", "0"]
+        while not self._stop.wait(0.5):
+            asked = subprocess.run(words, capture_output=True, text=True)
+            if asked.returncode == 0 and asked.stdout.strip().isdigit():
+                self.peak_bytes = max(self.peak_bytes, int(asked.stdout) * 1024**2)
 
 
 def tunesmith(*words: str) -> list[str]:
@@ -89,10 +145,10 @@ def medians(rounds: Iterable[dict[str, float]]) -> dict[str, float]:
     return {key: statistics.median(each[key] for each in found) for key in found[0]}
 
 
-def write(name: str, content: dict[str, Any]) -> Path:
+def write(name: str, content: dict[str, Any], folder: Path = RESULTS) -> Path:
     """benchmarks/results/NAME.json, with the machine and the day. Paths of this machine have no place in it."""
-    RESULTS.mkdir(exist_ok=True)
-    target = RESULTS / f"{name}.json"
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / f"{name}.json"
     whole = {"measured": datetime.date.today().isoformat(), "machine": hardware.describe(), **content}
     text = json.dumps(whole, indent=2, ensure_ascii=False) + "\n"
     assert str(ROOT) not in text and str(Path.home()) not in text, "a path of this machine in a results file"

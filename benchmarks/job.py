@@ -1,0 +1,203 @@
+"""One contender on one case: its job file, its run, and the figures that its record gives.
+
+Everything is read from outside in the same way for all: the record that the contender's own process wrote, the clock, the memory.
+"""
+
+import hashlib
+import json
+import math
+import statistics
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import environments
+import gate
+from cases import Case
+from contenders import CONTENDERS, Contender
+from measure import Failed, TooLong, run
+from rows import Counted
+
+from tunesmith.models.source import locate
+
+HERE = Path(__file__).resolve().parent
+LARGE = 2_000_000_000  # parameters from which peers' documented configurations recompute activations
+WARM_STEPS = {"cpu": 0, "cuda": 1}  # not counted in the speed: a GPU's first step compiles and tunes kernels
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a suite runs, the same for all contenders."""
+
+    work: Path
+    environments: Path
+    level: str
+    device: str  # cpu or cuda
+    dtype: str
+    threads: int
+
+    @property
+    def gpu(self) -> bool:
+        return self.device == "cuda"
+
+
+def is_ours(name: str) -> bool:
+    return CONTENDERS[name].environment is None
+
+
+def job_for(name: str, case: Case, file: Path, model: Path, counted: Counted, place: Place, out: Path) -> dict[str, Any]:
+    """What the contender's script reads. Tokens of a step are those of so many rows, for everyone."""
+    contender, ours = CONTENDERS[name], is_ours(name)
+    per_step = case.per_step(place.level, ours)
+    steps = max(1, round(counted.documents / per_step))
+    per_document = counted.tokens / counted.documents
+    return {
+        "model": str(model), "rows": str(file), "out": str(out), "configuration": contender.configuration,
+        "settings": list(contender.settings), "method": case.method, "quantize": case.quantize, "classify": case.classify,
+        "labels": list(counted.labels), "begin": list(counted.begin), "rank": case.rank, "alpha": 2 * case.rank,
+        "learning_rate": case.learning_rate, "rows_per_step": per_step, "row_tokens": case.row_tokens,
+        "tokens_per_step": math.ceil(counted.tokens / steps), "packed_per_step": max(1, round(per_step * per_document / case.row_tokens)),
+        "template": template(model), "large": parameters(model) > LARGE,
+        "dtype": place.dtype, "device": place.device, "threads": place.threads,
+    }  # fmt: skip
+
+
+def template(model: Path) -> str:
+    """LLaMA-Factory's name for what our models' chat template writes: plain ChatML, or with SmolLM2's own system prompt."""
+    for file in ("chat_template.jinja", "tokenizer_config.json"):
+        if (model / file).exists() and "named SmolLM" in (model / file).read_text(encoding="utf-8"):
+            return "smollm2"
+    return "chatml"
+
+
+def parameters(model: Path) -> int:
+    """Parameters, from the size of the weight files; two bytes each."""
+    return sum(file.stat().st_size for file in model.glob("*.safetensors")) // 2
+
+
+def contender_run(name: str, case: Case, job: dict[str, Any], counted: Counted, place: Place, limit: float) -> dict[str, Any]:
+    """The figures of one run, or `{"error": ...}`. Raises TooLong where it did not end within the limit."""
+    contender, out = CONTENDERS[name], Path(job["out"])
+    problem = environment_of(contender, place, limit)
+    if problem:
+        return {"error": problem}
+    file = out.with_suffix(".job.json")
+    file.write_text(json.dumps(job), encoding="utf-8")
+    python = sys.executable if contender.environment is None else environments.python(place.environments / contender.environment)
+    command = [python, str(HERE / "peers" / contender.script), str(file)]
+    try:
+        measured = run(command, cwd=place.work, threads=place.threads, log=out.with_suffix(".log"), limit=limit, gpu=place.gpu)
+    except TooLong:
+        raise
+    except Failed as error:
+        return {"error": environments.told(str(error))}
+    record = out / "record.json"
+    if not record.exists():
+        return {"error": "it ended without a training"}
+    found = figures(json.loads(record.read_text(encoding="utf-8")), counted, measured.begun, job)
+    memory = {"device_bytes": measured.device_bytes} if place.gpu else {}
+    key = "host_peak_bytes" if place.gpu else "peak_memory_bytes"
+    return found | memory | {key: measured.peak_memory_bytes, "process_seconds": measured.seconds}
+
+
+def environment_of(contender: Contender, place: Place, limit: float) -> str | None:
+    if contender.environment is None:
+        return None
+    folder = place.environments / contender.environment
+    return environments.ready(folder, contender.environment, gpu=place.gpu, seconds=limit)
+
+
+def figures(record: dict[str, Any], counted: Counted, begun: float, job: dict[str, Any]) -> dict[str, Any]:
+    """Speed, times, memory and curve. `begun`: when the process started.
+
+    Useful tokens are ours: a contender that saw some documents more or less than once is credited with those that it saw.
+    """
+    steps = [step for step in record["steps"] if step.get("at")]
+    if not steps:
+        return {"error": "it ended without a step"}
+    known = [len(step["documents"]) if step.get("documents") is not None else 0 for step in steps]
+    share = sum(known) / counted.documents if any(known) else 1.0
+    warm = WARM_STEPS[job["device"]] if len(steps) > 1 else 0
+    counts = sum(known[warm:]) / sum(known) if any(known) else (len(steps) - warm) / len(steps)
+    if any(known) and all("ids" in document for step in steps for document in step["documents"]):
+        sizes = [sum(len(document["ids"]) for document in step["documents"]) for step in steps]
+        counts = sum(sizes[warm:]) / sum(sizes)
+    seconds = steps[-1]["at"] - (steps[warm - 1]["at"] if warm else record["began"])
+    tokens, learned = (number * share * counts for number in (counted.tokens, counted.learned_tokens))
+    loaded = record.get("loaded") or record["began"]
+    memory = {"peak_memory_bytes": record["allocated_bytes"], "reserved_bytes": record["reserved_bytes"]} if "allocated_bytes" in record else {}
+    return memory | {
+        "tokens_per_second": tokens / seconds,
+        "learned_tokens_per_second": learned / seconds,
+        "loop_seconds": steps[-1]["at"] - record["began"],
+        "seconds_to_first_step": steps[0]["at"] - loaded,
+        "seconds_from_start_to_first_step": steps[0]["at"] - begun,
+        "steps": len(steps),
+        "documents_seen": share,
+        "losses": [step.get("loss") for step in steps],
+        "versions": record.get("versions", {}),
+        "warnings": record.get("warnings", []),
+        **({"flops_per_token": record["flops_per_token"]} if "flops_per_token" in record else {}),
+    }
+
+
+def judged(found: dict[str, Any], case: Case, job: dict[str, Any], place: Place, ours: list[float], limit: float) -> dict[str, Any]:
+    """The gate's word on a run, the reference computed where it is not known yet."""
+    wanted = case.replayed.get(place.level, 0)
+    record = json.loads((Path(job["out"]) / "record.json").read_text(encoding="utf-8"))
+    if abs(found["documents_seen"] - 1) > 0.001:
+        verdict = gate.Verdict(False, f"it saw {found['documents_seen']:.1%} of the documents")
+    elif not wanted:
+        verdict = gate.judge(found["losses"], [[]], place.dtype)
+        verdict = gate.Verdict(verdict.agrees, "no float32 reference fits here: only that every loss is finite") if verdict.agrees else verdict
+    elif any(step.get("documents") is None for step in record["steps"]):
+        verdict = gate.judge_blind(found["losses"], ours) if ours else gate.Verdict(False, "there is nothing yet to compare it with")
+    else:
+        curves = reference(record, case, job, place, wanted, limit)
+        verdict = gate.judge(found["losses"], curves, place.dtype, case.noise)
+    return {"agrees": verdict.agrees, "why": verdict.why, "largest": verdict.largest}
+
+
+def reference(record: dict[str, Any], case: Case, job: dict[str, Any], place: Place, wanted: int, limit: float) -> list[list[float]]:
+    """Curves of the plain computation over what a contender computed, one a seed; kept for whoever computed the same."""
+    keys = ("model", "method", "quantize", "labels", "rank", "alpha", "learning_rate", "threads", "device")
+    task = {key: job[key] for key in keys} | {"total_steps": len(record["steps"]), "seeds": 2 if case.noise or wanted > 2 else 1}
+    task["steps"] = [
+        sorted(step["documents"], key=lambda document: (document["ids"], document.get("label", 0))) for step in record["steps"][:wanted]
+    ]
+    folder = place.work.parent / "references"
+    folder.mkdir(exist_ok=True)
+    name = hashlib.sha256(json.dumps(task, sort_keys=True).encode()).hexdigest()[:24]
+    asked, answer = folder / f"{name}.task.json", folder / f"{name}.json"
+    if not answer.exists():
+        asked.write_text(json.dumps(task), encoding="utf-8")
+        aside = folder / f"{name}.new"
+        command = [sys.executable, str(HERE / "reference.py"), str(asked), str(aside)]
+        run(command, cwd=place.work, threads=place.threads, log=folder / f"{name}.log", limit=limit)
+        aside.rename(answer)
+    curves: list[list[float]] = json.loads(answer.read_text(encoding="utf-8"))
+    return curves
+
+
+def located(name: str, dtype: str) -> Path:
+    """The folder of a case's model, in the number format that everyone computes in."""
+    from shapes import SHAPES, in_dtype, made
+
+    return made(name) if name in SHAPES else in_dtype(locate(name).folder, dtype)
+
+
+def roofline(model: Path, case: Case, place: Place) -> dict[str, float]:
+    """Matrix products at the model's shapes, in a process of its own: a GPU's context would stay with this one."""
+    words = ["--dtype", place.dtype, "--device", place.device, "--rows", str(case.row_tokens), "--threads", str(place.threads)]
+    seconds = "1" if place.level == "smoke" else "8"
+    command = [sys.executable, str(HERE / "roofline.py"), str(model), *words, "--seconds", seconds]
+    measured = run(command, cwd=place.work, threads=place.threads, log=place.work / "roofline.log")
+    found: dict[str, float] = json.loads(measured.output.strip().splitlines()[-1])
+    return found
+
+
+def median_losses(rounds: list[dict[str, Any]]) -> list[float]:
+    """Each step's median over the rounds of a contender."""
+    curves = [each["losses"] for each in rounds if "losses" in each]
+    return [statistics.median(values) for values in zip(*curves, strict=False)] if curves else []
