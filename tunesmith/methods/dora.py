@@ -27,6 +27,7 @@ from tunesmith.methods.settings import DoRA as Settings
 from tunesmith.methods.tuning import Start, Tuning
 from tunesmith.models import slots
 from tunesmith.models.nf4 import weight_of
+from tunesmith.models.products import thin
 
 NF4 = True  # trains over an NF4 base (QDoRA)
 LEARNING_RATES = {576: 0.0021, 3072: 1e-4}  # by channels of the model
@@ -111,25 +112,25 @@ class _DoRAProduct(torch.autograd.Function):
         weight_OI = weight_of(base)
         norm_O = module.norm(base, weight_OI)
         beyond_O = (magnitude / norm_O - 1).to(x.dtype)
-        p_NR = x_NI @ A.to(x.dtype).T
-        z_NO = (x_NI @ weight_OI.T).addmm_(p_NR, B.to(x.dtype).T, alpha=module.scale)
+        p_RN = thin(A.to(x.dtype), x_NI)
+        z_NO = (x_NI @ weight_OI.T).addmm_(p_RN.T, B.to(x.dtype).T, alpha=module.scale)
         if bias_O is None:
             y_NO = kept_NO = z_NO.addcmul_(z_NO, beyond_O)
         else:
             kept_NO = z_NO
             y_NO = torch.addcmul(z_NO, z_NO, beyond_O).add_(bias_O)
-        ctx.save_for_backward(x_NI, p_NR, A, B, magnitude, norm_O, kept_NO)
+        ctx.save_for_backward(x_NI, p_RN, A, B, magnitude, norm_O, kept_NO)
         ctx.base, ctx.scale, ctx.keeps_output = base, module.scale, bias_O is None
         return y_NO.view(*x.shape[:-1], y_NO.shape[-1])
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        x_NI, p_NR, A, B, magnitude, norm_O, kept_NO = ctx.saved_tensors
+        x_NI, p_RN, A, B, magnitude, norm_O, kept_NO = ctx.saved_tensors
         dy_NO = dy.reshape(-1, dy.shape[-1])
         g_O = magnitude / norm_O
-        q_NR = dy_NO @ (B * g_O[:, None]).to(dy.dtype)
-        dA = (q_NR.T @ x_NI).to(A.dtype).mul_(ctx.scale)
-        dB = (dy_NO.T @ p_NR).to(B.dtype).mul_(ctx.scale * g_O[:, None])
+        q_RN = thin((B * g_O[:, None]).to(dy.dtype).T, dy_NO)
+        dA = (q_RN @ x_NI).to(A.dtype).mul_(ctx.scale)
+        dB = (p_RN @ dy_NO).T.to(B.dtype).mul_(ctx.scale * g_O[:, None])
         dm = (dy_NO * kept_NO).sum(0, dtype=torch.float32)
         dm = torch.where(magnitude == 0, 0.0, dm / magnitude) if ctx.keeps_output else dm / norm_O
         dx = None
@@ -139,7 +140,7 @@ class _DoRAProduct(torch.autograd.Function):
                 dy_NO = torch.addcmul(dy_NO, dy_NO, beyond_O)
             else:
                 weight_OI = torch.addcmul(weight_OI, weight_OI, beyond_O[:, None])
-            dx = (dy_NO @ weight_OI).addmm_(q_NR, A.to(dy.dtype), alpha=ctx.scale).view(*dy.shape[:-1], A.shape[1])
+            dx = (dy_NO @ weight_OI).addmm_(q_RN.T, A.to(dy.dtype), alpha=ctx.scale).view(*dy.shape[:-1], A.shape[1])
         return dx, dA, dB, dm, None, None, None
 
 
