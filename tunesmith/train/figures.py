@@ -14,7 +14,7 @@ from tunesmith.models import slots
 from tunesmith.models.fingerprint import fingerprint
 from tunesmith.models.load import Base
 from tunesmith.models.proof import Proof
-from tunesmith.train import folder, weights
+from tunesmith.train import folder, prefixes, weights
 from tunesmith.train.checkpoint import Clock, Progress
 from tunesmith.train.setting import Setting
 
@@ -125,6 +125,7 @@ def preview(s: Setting) -> list[str]:
         f"         {report['documents']:,} documents, {report['tokens']:,} tokens, {report['learned_tokens']:,} learned "
         f"({report['learned_tokens'] / report['tokens']:.0%})",
         *([f"         evaluated on {evaluated['rows']:,} rows, {evaluated['learned_tokens']:,} learned tokens"] if evaluated else []),
+        *([f"sharing  {shared}"] if (shared := prefixes.sentence(report["shared_prefixes"])) else []),
         f"steps    {s.steps:,} of about {run.train.tokens_per_step} tokens, {s.plan.tokens_in(s.steps):,} tokens in all, "
         f"learning rate {run.train.learning_rate:g} ({run.train.schedule})",
         f"writes   {run.out}/: run.yaml plan.json data.json events.jsonl checkpoints/ {weights.KIND[bool(s.tuning.adapter)]}/ "

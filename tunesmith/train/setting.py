@@ -29,7 +29,7 @@ from tunesmith.models import load as loading
 from tunesmith.models import score
 from tunesmith.models.source import Located, locate
 from tunesmith.run_yaml import flow
-from tunesmith.train import corpora, tensorboard
+from tunesmith.train import corpora, prefixes, tensorboard
 from tunesmith.train import task as tasks
 from tunesmith.train.adapter import adapter_folder, adapter_to_go_on_from, refuse_idle
 from tunesmith.train.corpora import Corpus, Tell
@@ -108,6 +108,7 @@ def decide(run: Run, origins: dict[str, str], tell: Tell = lambda sentence: None
     _room(config, tuning, corpus, run.data.max_length)
 
     steps, plan = _plan(auto, corpus)
+    report["shared_prefixes"] = _shared_prefixes(auto.run, documents, plan, tuning, tokenizer)
     rates, width = learning_rates(auto.run.method), int(getattr(config.get_text_config(), "hidden_size", REFERENCE_WIDTH))
     unknown = beyond(rates, width) if auto.run.train.learning_rate == "auto" else ""
     auto.set("train.learning_rate", "auto", rate_at(rates, width), f"the default of {auto.run.method.name} at {width} channels")
@@ -257,6 +258,12 @@ def _plan(auto: _Auto, corpus: Corpus) -> tuple[int, Plan | Stream]:
         return train.steps, Stream(corpus.chunks, *shape, key=corpus.key)
     plan = Plan(corpus.documents, *shape)
     return train.steps or plan.steps_for(train.epochs), plan
+
+
+def _shared_prefixes(run: Run, documents: Documents, plan: Plan | Stream, tuning: Tuning, tokenizer: Any) -> dict[str, Any]:
+    """Of a stream, what its first rows show."""
+    known = Plan(documents, plan.tokens_per_step, plan.row_tokens, plan.seed, plan.pack)
+    return prefixes.report(run, known, tuning.virtual_tokens, tokenizer.decode)
 
 
 def _losses(report: dict[str, Any]) -> list[str]:

@@ -98,7 +98,7 @@ def rebuilt(rows, front=()):
     ends, pairs = [], []
     for row in rows:
         at, parents = 0, row.parents or (-1,) * len(row.lengths)
-        segments = []
+        segments: list[tuple[int, ...]] = []
         for number, (length, parent) in enumerate(zip(row.lengths, parents, strict=True)):
             assert parent < number and (parent < 0 or parent == number - 1 or number - 1 in below(parents, parent, number))
             before = segments[parent] if parent >= 0 else tuple(front)
@@ -134,7 +134,7 @@ def check_rows(rows, sequences, documents, members, virtual=()):
         for document in ending:
             assert front + tuple(sequences[document].tolist()) in segments
     assert Counter(chain(*(ending for ending, _ in ends))) == Counter(members)
-    expected = Counter()
+    expected: Counter[tuple[tuple[int, ...], int]] = Counter()
     for document in members:
         begin, length = int(documents.begin_D[document]), int(documents.lengths_D[document])
         learned = np.flatnonzero(documents.learned_N[begin : int(documents.end_D[document])])
@@ -155,7 +155,7 @@ def forests(draw):
     seed, count = draw(st.integers(0, 2**32 - 1)), draw(st.integers(1, 24))
     chance, longest = np.random.default_rng(seed), draw(st.sampled_from([6, 40, 150]))
     letters = draw(st.sampled_from([2, 1000]))
-    sequences = []
+    sequences: list[np.ndarray] = []
     for _ in range(count):
         kept = sequences[int(chance.integers(len(sequences)))] if sequences and chance.random() < 0.8 else np.zeros(0, np.uint32)
         kept = kept[: int(chance.integers(len(kept) + 1))] if chance.random() < 0.7 else kept
