@@ -34,6 +34,9 @@ class Copies(Protocol):
     def wait(self, event: Any) -> None:
         """Let what is queued for the device from now on begin after the event. The host itself does not wait."""
 
+    def finish(self) -> None:
+        """Let the host wait until every copy is done: it is going to read what was copied out."""
+
 
 class CudaCopies:
     """Copies on a side stream of the current CUDA device."""
@@ -60,6 +63,9 @@ class CudaCopies:
 
     def wait(self, event: torch.cuda.Event) -> None:
         torch.cuda.current_stream(self.device).wait_event(event)
+
+    def finish(self) -> None:
+        self.stream.synchronize()
 
 
 @dataclass(eq=False)

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from tunesmith.errors import UserError
 from tunesmith.step.adam8bit import Adam8bit
+from tunesmith.step.host_store import CudaCopies
+from tunesmith.step.pages import Pages
 
 BETAS, EPSILON = (0.9, 0.999), 1e-8
 
@@ -29,6 +31,11 @@ class Optimizer:
             groups.setdefault(self.ratios.get(name, 1.0), []).append(master)
         self.kind = kind
         self._inner = _make(kind, [{"params": tensors, "ratio": ratio} for ratio, tensors in groups.items()], weight_decay)
+
+    undoes = True  # a step whose loss is not finite can still be left out once that is known
+
+    def begin(self, step: int, learning_rate: float) -> None:
+        """A step's backward passes are going to begin: nothing is moved before `step`."""
 
     def gather(self) -> None:
         """After each backward pass: move gradients of masters' tensors over, adding in fp32."""
@@ -53,7 +60,7 @@ class Optimizer:
         gradients = [m.grad for m in self.masters.values() if m.grad is not None]
         if not gradients:
             return torch.zeros(())
-        norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradients]))
+        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))  # type: ignore[arg-type]
         if largest > 0:
             factor = (largest / (norm + 1e-6)).clamp(max=1.0)
             torch._foreach_mul_(gradients, factor)
@@ -81,6 +88,8 @@ class Optimizer:
 
         A tensor that never had a gradient (an encoder for pictures, say) has no moments.
         """
+        if (pages := getattr(self._inner, "pages", None)) is not None:
+            pages.settle()
         tensors = {}
         for name, master in self.masters.items():
             if master is not self.parameters[name]:
@@ -118,13 +127,16 @@ def _make(kind: str, groups: list[dict[str, Any]], weight_decay: float) -> Any:
     common: dict[str, Any] = {"lr": 0.0, "betas": BETAS, "eps": EPSILON, "weight_decay": weight_decay}
     if kind == "adamw":
         return torch.optim.AdamW(groups, fused=device.type in ("cpu", "cuda"), **common)
-    if device.type == "cuda":
-        import bitsandbytes
+    return Adam8bit(groups, **common, pages=pages(kind, device))
 
-        return {"adamw_8bit": bitsandbytes.optim.AdamW8bit, "paged_adamw_8bit": bitsandbytes.optim.PagedAdamW8bit}[kind](groups, **common)
-    if kind == "paged_adamw_8bit":
+
+def pages(kind: str, device: torch.device) -> Pages | None:
+    """Where the paged kind keeps its states; None for other kinds. Raises UserError where there is nothing to page between."""
+    if kind != "paged_adamw_8bit":
+        return None
+    if device.type != "cuda":
         raise UserError("train.optimizer: paged_adamw_8bit needs a GPU to page between it and the host; take adamw_8bit or adamw on a CPU")
-    return Adam8bit(groups, **common)
+    return Pages(CudaCopies(device), device)
 
 
 def learning_rate(step: int, total: int, peak: float, schedule: str, warmup: float) -> float:
