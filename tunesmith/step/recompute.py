@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from tunesmith.models import slots
+from tunesmith.models.parts import recipes
 from tunesmith.step.host_store import CudaCopies, HostStore, Lent
 
 LEVELS = ("none", "elementwise", "blocks", "offload")
@@ -29,12 +30,20 @@ def place(model: Any, level: str, first: int | None = None) -> list[str]:
     """Put a level of the ladder into the model; sentences that the user should read. `blocks` may hold for the `first` ones alone."""
     if level == "blocks":
         recompute_blocks(model, first)
+    elif level == "elementwise":
+        remember_parts(model)
     elif level == "offload" and model.device.type == "cuda":
         offload_blocks(model, HostStore(CudaCopies(model.device)))
     elif level == "offload":
         recompute_blocks(model)
         return ["train.recompute: offload is blocks here: without a GPU there is no other memory for the blocks' inputs to wait in"]
     return []
+
+
+def remember_parts(model: Any) -> None:
+    """Keep nothing that a part standing in a block can make again. Without parts (`train.kernels=plain`) everything is kept."""
+    for _, block in slots.blocks(model):
+        _wrap(block, _remembered)
 
 
 def recompute_blocks(model: Any, first: int | None = None) -> None:
@@ -58,6 +67,11 @@ def offload_blocks(model: Any, store: HostStore) -> None:
 def _wrap(block: nn.Module, how: Callable[..., Any]) -> None:
     """`how(forward, *inputs)` in place of the block's forward, on the instance."""
     object.__setattr__(block, "forward", partial(how, block.forward))
+
+
+def _remembered(forward: Callable[..., Any], *inputs: Any, **named: Any) -> Any:
+    with recipes.remembered():
+        return forward(*inputs, **named)
 
 
 def _recomputed(forward: Callable[..., Any], *inputs: Any, **named: Any) -> Any:
