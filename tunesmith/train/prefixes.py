@@ -4,7 +4,7 @@ The decision is made at the start and kept in `plan.json`; a resumed run does as
 sums. Before it is used it is compared with the plain computation on a piece of the run's own first documents.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,15 +21,17 @@ from tunesmith.data.corpus.documents import flat as flat_documents
 from tunesmith.data.corpus.stream import Stream
 from tunesmith.errors import UserError
 from tunesmith.models.proof import Proof
+from tunesmith.step.forward import Forward
 from tunesmith.train import folder
 
 PREVIEW = 80  # characters of a beginning in data.json
+NOTHING = 0.005  # of the tokens: what sharing saves, below which there is nothing to speak of
 WORTH_A_WORD = 0.05  # of the tokens: what sharing would save, for the user to be told why it is off
 PIECE = 32  # tokens of the beginning, and of each of the documents behind it, on which sharing is proved at the start
 TOLERANCES = {torch.float32: 1e-3}  # of a gradient's norm; what is wrong is off by the whole of it
 TOLERANCE = 0.1  # of 16-bit sums in another order
 
-Learn = Callable[[list[Row]], tuple[float, dict[str, Tensor]]]  # the loss of rows, and the gradients they give; none is kept
+BUDGET_BYTES = 1 << 28  # of gradients that are compared; of more trained tensors than that, some from every depth
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +77,7 @@ def report(run: Run, plan: Plan, virtual_tokens: int, decode: Callable[[list[int
 def sentence(found: dict[str, Any]) -> str:
     """The report in a line, or an empty text where there is nothing to share."""
     saved = _saved(found)
-    if saved < 0.005:
+    if saved < NOTHING:
         return ""
     named = [f"{each['tokens']:,} tokens of the same beginning in {each['documents']:,} documents" for each in found["beginnings"][:2]]
     what = ", ".join(named) or "tokens that stand in front of every document"
@@ -87,19 +89,27 @@ def _saved(found: dict[str, Any]) -> float:
     return 1 - found["epoch"]["computed_tokens"] / max(1, found["epoch"]["tokens"])
 
 
-def decided(out: Path, run: Run, found: dict[str, Any], plan: Plan | Stream, trusted: Proof, learn: Learn, dtype: torch.dtype) -> Decision:
+def wanted(run: Run, found: dict[str, Any]) -> bool:
+    """Whether there is anything to share, and nothing in the settings against it: only then it is worth a proof."""
+    return not hindrance(run) and _saved(found) >= NOTHING
+
+
+def decided(
+    out: Path, run: Run, found: dict[str, Any], plan: Plan | Stream, trusted: Proof, forward: Forward, parameters: Mapping[str, Tensor]
+) -> Decision:
     """The plan as it is to be run, the decision for plan.json, and what to warn of where something worth the name is lost.
 
-    Raises UserError for a run that began with shared beginnings and can no longer be so computed.
+    `found` is the report, `parameters` are the trained tensors. Raises UserError for a run that began with shared beginnings and
+    can no longer be so computed.
     """
     kept = folder.read_json(out / folder.PLAN).get("prefixes", {"shared": False}) if (out / folder.PLAN).exists() else None
-    refused = hindrance(run) or ("" if getattr(trusted, "shared", False) else "this architecture is computed document by document")
+    refused = hindrance(run) or ("" if wanted(run, found) else "documents begin with nothing in common") or _unproved(trusted)
     if kept is not None:
         if kept["shared"] and refused:
             raise UserError(f"{out} began with shared beginnings computed once, which no longer holds: {refused}")
         return Decision(plan.shared(kept["shared"]), kept.get("off", ""), kept)
     if not refused:
-        refused = _disproved(plan, learn, dtype)
+        refused = _disproved(plan, forward, parameters)
     saved = _saved(found)
     lost = refused and run.data.share_prefixes and saved >= WORTH_A_WORD
     told = f"{saved:.0%} of the tokens are beginnings that documents share, but each is computed anew: {refused}"
@@ -111,27 +121,44 @@ def decided(out: Path, run: Run, found: dict[str, Any], plan: Plan | Stream, tru
     return Decision(shared, "", {"shared": True, "first_step": step, "epoch": found["epoch"]})
 
 
-def _disproved(plan: Plan | Stream, learn: Learn, dtype: torch.dtype) -> str:
+def _unproved(trusted: Proof) -> str:
+    return "" if trusted.shared else "this architecture computes each document from its first token on"
+
+
+def _disproved(plan: Plan | Stream, forward: Forward, parameters: Mapping[str, Tensor]) -> str:
     """A piece of the first step's documents computed both ways; what differs, in a sentence, or an empty text."""
-    virtual = plan.virtual_ids
-    documents = _piece(plan)
+    virtual, documents, names = plan.virtual_ids, _piece(plan), _watched(parameters)
     members = range(len(documents))
     if len(documents) < 2:
         return ""
-    loss, gradients = learn([make_row(documents, [i], virtual) for i in members])
-    if not np.isfinite(loss):
+    watched = [parameters[name] for name in names]
+    plain = _learned(forward, watched, [make_row(documents, [i], virtual) for i in members])
+    if not torch.isfinite(plain[0]):
         return ""  # what the run itself will say
     ways = {"in a row": documents.tokens + len(virtual) * len(documents), "ahead of its rows": PIECE + len(virtual)}
     for how, row_tokens in ways.items():
-        rows = make_rows(documents, members, row_tokens, True, virtual, share=True)
         try:
-            other_loss, others = learn(rows)
+            shared = _learned(forward, watched, make_rows(documents, members, row_tokens, True, virtual, share=True))
         except Exception as error:  # whatever an architecture raises here means that it does not work this way
-            return f"a beginning shared {how} cannot be computed here ({type(error).__name__}: {error})"
-        worst = max(abs(other_loss - loss) / max(abs(loss), 1e-6), _difference(gradients, others))
-        if not worst <= TOLERANCES.get(dtype, TOLERANCE):
-            return f"a beginning shared {how} gives other gradients than the documents alone (relative difference {worst:.1e})"
+            return f"a beginning that stands once {how} cannot be computed here ({type(error).__name__}: {error})"
+        worst = _difference(plain, shared)
+        if not worst <= TOLERANCES.get(forward.model.dtype, TOLERANCE):
+            return f"a beginning that stands once {how} gives something else than documents alone (relative difference {worst:.1e})"
     return ""
+
+
+def _learned(forward: Forward, tensors: list[Tensor], rows: list[Row]) -> list[Tensor]:
+    """The mean loss of rows, and the gradients of the tensors; nothing of it is left in them."""
+    weight = sum(forward.weight(row) for row in flat(rows)) or 1.0
+    with torch.enable_grad():
+        loss = torch.stack([forward.loss(row, 1 / weight) for row in rows]).sum()
+        gradients = torch.autograd.grad(loss, tensors, allow_unused=True) if loss.requires_grad else ()
+    return [loss.detach(), *(torch.zeros(()) if gradient is None else gradient for gradient in gradients)]
+
+
+def _watched(parameters: Mapping[str, Tensor]) -> list[str]:
+    names = [name for name, tensor in parameters.items() if tensor.requires_grad]
+    return names[:: -(-sum(parameters[name].nbytes for name in names) // BUDGET_BYTES) or 1]
 
 
 def _piece(plan: Plan | Stream) -> Documents:
@@ -156,10 +183,9 @@ def _piece(plan: Plan | Stream) -> Documents:
     return flat_documents(ids_DT.reshape(-1), learned_DT.reshape(-1), ends_D, *where, labelled=documents.labelled)
 
 
-def _difference(gradients: dict[str, Tensor], others: dict[str, Tensor]) -> float:
-    """The norm of what all gradients differ by, over their norm."""
-    if gradients.keys() != others.keys():
-        return float("inf")
-    squared = sum(((gradients[name] - others[name]).double() ** 2).sum().item() for name in gradients)
-    whole = sum((gradients[name].double() ** 2).sum().item() for name in gradients)
-    return float((squared / whole) ** 0.5) if whole else 0.0
+def _difference(plain: list[Tensor], shared: list[Tensor]) -> float:
+    """The larger relative difference of two: of the loss, and of all gradients' norm."""
+    loss = abs(shared[0] - plain[0]).item() / max(abs(plain[0].item()), 1e-6)
+    whole = sum(gradient.double().square().sum().item() for gradient in plain[1:])
+    apart = sum((one.double() - other.double()).square().sum().item() for one, other in zip(plain[1:], shared[1:], strict=True))
+    return float(np.nan_to_num(max(loss, (apart / whole) ** 0.5 if whole else 0.0), nan=np.inf))
