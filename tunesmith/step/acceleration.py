@@ -39,11 +39,7 @@ class Acceleration:
 
 def of_parts(model: Any, dtype: torch.dtype) -> list[Acceleration]:
     """Those of `models/parts` that are recognised in the model."""
-    found = []
-    for name, file in PARTS.items():
-        if forwards := standing.recognised(model, name, dtype):
-            found.append(_of_part(model, file.SAID, forwards, dtype))
-    return found
+    return [_of_part(model, PARTS[name].SAID, forwards, dtype) for name, forwards in standing.recognised(model, dtype).items()]
 
 
 def _of_part(model: Any, said: str, forwards: dict[str, Any], dtype: torch.dtype) -> Acceleration:

@@ -7,10 +7,12 @@ gives the same numbers on a drawn input, or None. What is not recognised stays a
 
 from types import ModuleType
 
-from tunesmith.models.parts import gated, norm, rotary
+from tunesmith.models.parts import activation, gated, layer_norm, norm, rotary
 
 PARTS: dict[str, ModuleType] = {
     "norm": norm,
-    "gated": gated,
+    "layer_norm": layer_norm,
+    "gated": gated,  # before what stands inside of it
+    "activation": activation,
     "rotary": rotary,
 }

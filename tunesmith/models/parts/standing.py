@@ -12,23 +12,25 @@ from tunesmith.models import slots
 from tunesmith.models.parts import PARTS
 
 
-def recognised(model: Any, part: str, dtype: torch.dtype) -> dict[str, Any]:
-    """`{path: forward}` of the modules in the repeated blocks, and behind them, that this part can stand in for."""
-    found = {}
-    for path, module in model.named_modules():
-        forward = PARTS[part].forward_of(module, dtype)
-        if forward is not None:
-            found[path] = forward
+def recognised(model: Any, dtype: torch.dtype) -> dict[str, dict[str, Any]]:
+    """`{part: {path: forward}}` of the modules that parts can stand in for; what stands inside such an MLP is part of it."""
+    found: dict[str, dict[str, Any]] = {}
+    taken: set[int] = set()
+    for name, part in PARTS.items():
+        for path, module in model.named_modules():
+            if id(module) not in taken and (forward := part.forward_of(module, dtype)) is not None:
+                found.setdefault(name, {})[path] = forward
+                taken.update(id(inner) for inner in module.children())
     return found
 
 
 def stand(model: Any, forwards: dict[str, Any]) -> None:
-    """Put them in their places."""
+    """Put the forwards of one part in their places."""
     for path, forward in forwards.items():
         slots.stand_in(model.get_submodule(path), forward)
 
 
 def step_aside(model: Any, forwards: dict[str, Any]) -> None:
-    """Let the classes compute again."""
+    """Let the classes compute again, where a part stands."""
     for path in forwards:
         slots.step_aside(model.get_submodule(path))
