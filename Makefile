@@ -1,10 +1,10 @@
-# make setup | quickstart | test | bench | verify-adapters
+# make setup | quickstart | test | bench | bench-full | bench-gpu | verify-adapters
 
 PYTHON ?= python3
 PIP := .venv/bin/python -m pip --disable-pip-version-check
 BUILTIN := builtin:smollm2-135m-instruct
 
-.PHONY: setup quickstart test bench verify-adapters format clean
+.PHONY: setup quickstart test bench bench-full bench-gpu verify-adapters format clean
 
 setup: .venv/model.stamp
 
@@ -19,12 +19,23 @@ test: setup
 
 DATA ?= data
 
-# DATA is a folder of the public data sets that the scripts name: make bench DATA=FOLDER
+# DATA is a folder of the public data sets that the scripts name: make bench DATA=FOLDER. What is not there is made up.
+# Each call ends in time and the next one goes on; the peers' environments (several GB) are made at the first.
 bench: setup
-	.venv/bin/python benchmarks/speed.py --data $(DATA)/llamafactory_demo/alpaca_en_demo.json
-	.venv/bin/python benchmarks/peers.py --data $(DATA)/llamafactory_demo/alpaca_en_demo.json
+	.venv/bin/python benchmarks/bench.py --data-root $(DATA) --seconds 1440
+	.venv/bin/python benchmarks/readme.py
+
+bench-full: setup
+	.venv/bin/python benchmarks/bench.py --data-root $(DATA) --level full
+	.venv/bin/python benchmarks/speed.py --data $(DATA)/llamafactory_demo/alpaca_en_demo.json --methods all --out methods
 	.venv/bin/python benchmarks/data.py --data $(DATA)/llamafactory_demo/alpaca_en_demo.json
 	.venv/bin/python benchmarks/before_after.py --data-root $(DATA)
+	.venv/bin/python benchmarks/readme.py
+
+# One NVIDIA GPU. The device's own figures first, then case by case, under nine minutes a call.
+bench-gpu: setup
+	.venv/bin/python benchmarks/gpu_probe.py --seconds 150
+	.venv/bin/python benchmarks/bench.py --suite gpu --seconds 360
 	.venv/bin/python benchmarks/readme.py
 
 # AdapterHub's library needs an older transformers: an environment of its own. What it computes is written anew into the golden

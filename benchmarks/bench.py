@@ -33,7 +33,7 @@ GRACE = 0.9  # of a whole call that a run had to itself: no later call would giv
 
 def main() -> None:
     arguments = read_arguments()
-    begun, deadline = time.monotonic(), time.monotonic() + arguments.seconds
+    deadline = time.monotonic() + arguments.seconds
     level = "smoke" if arguments.smoke else arguments.level or LEVELS[arguments.suite]
     device = "cuda" if arguments.suite == "gpu" and not arguments.smoke else "cpu"
     dtype = str(hardware.default_dtype(hardware.device(device))[0]).removeprefix("torch.")
@@ -47,54 +47,52 @@ def main() -> None:
     chosen = chosen_cases(arguments, level)
     rounds = arguments.rounds or ROUNDS[level]
 
-    left = list(ledger.pending(chosen, rounds, ledger.read(log)))
+    left = list(ledger.pending(chosen, rounds, ledger.read(log, place.level)))
     total, stopped = len(left), False
     for number, (name, contender, turn) in enumerate(left):
         remaining = deadline - time.monotonic()
-        expected = ledger.expected_seconds(ledger.read(log), name, contender)
+        expected = ledger.expected_seconds(ledger.read(log, place.level), name, contender)
         if remaining < max(LEAST, 1.1 * expected) and expected < GRACE * arguments.seconds:
             stopped = True
             continue
         print(f"{number + 1}/{total} {name}: {contender}, round {turn + 1}; {remaining / 60:.1f} min left", flush=True)
-        ledger_line = measure(name, chosen[name], contender, turn, place, arguments, log, deadline, begun)
-        if ledger_line is None:
+        line = measure(name, chosen[name], contender, turn, place, arguments, log, deadline)
+        if line is None:
             stopped = True
             continue
-        ledger.append(log, ledger_line)
-        print(f"    {in_words(ledger_line)}", flush=True)
+        ledger.append(log, line)
+        print(f"    {in_words(line)}", flush=True)
     common = {"suite": arguments.suite, "level": level, "rounds": rounds, "threads": arguments.threads, "dtype": dtype}
-    print(write(arguments.out, common | ledger.content(ledger.read(log)), results))
-    tell_left(list(ledger.pending(chosen, rounds, ledger.read(log))), stopped)
+    print(write(arguments.out, common | ledger.content(ledger.read(log, place.level)), results))
+    tell_left(list(ledger.pending(chosen, rounds, ledger.read(log, place.level))), stopped)
 
 
 def measure(
-    name: str, case: Case, contender: str, turn: int, place: Place, arguments: argparse.Namespace, log: Path, deadline: float, begun: float
+    name: str, case: Case, contender: str, turn: int, place: Place, arguments: argparse.Namespace, log: Path, deadline: float
 ) -> dict[str, Any] | None:
     """The line of one run; None where the time ended first and another call may have more."""
     line: dict[str, Any] = {"kind": "run", "case": name, "contender": contender, "round": turn, "level": place.level}
+    had = deadline - time.monotonic()
     try:
-        model, file, counted = prepared(name, case, contender, place, arguments.data_root, log, arguments.seconds)
+        model, file, counted = prepared(name, case, contender, place, arguments.data_root, log)
         out = place.work / f"{name}-{contender}-{turn}"
         job = jobs.job_for(contender, case, file, model, counted, place, out)
-        had = deadline - time.monotonic()
-        found = jobs.contender_run(contender, case, job, counted, place, max(1.0, had))
+        found = jobs.contender_run(contender, case, job, counted, place, max(1.0, deadline - time.monotonic()))
     except TooLong as error:
         return line | {"error": str(error)} if had > GRACE * arguments.seconds else None
     except SystemExit as error:  # the model does not fit the disk
         return line | {"error": str(error)}
     if "error" in found:
         return None if "not installed within" in found["error"] else line | found
-    ours = jobs.median_losses([each for each in ledger.read(log) if each.get("case") == name and each.get("contender") == case.contenders[0]])
+    beside = [each for each in ledger.read(log, place.level) if (each.get("case"), each.get("contender")) == (name, case.contenders[0])]
     try:
-        found["gate"] = jobs.judged(found, case, job, place, ours, max(60.0, arguments.seconds))
+        found["gate"] = jobs.judged(found, case, job, place, jobs.median_losses(beside), max(60.0, arguments.seconds))
     except Failed as error:
         found["gate"] = {"agrees": False, "why": f"no reference: {str(error).splitlines()[-1]}", "largest": None}
     return line | found
 
 
-def prepared(
-    name: str, case: Case, contender: str, place: Place, data: Path | None, log: Path, seconds: float
-) -> tuple[Path, Path, rows.Counted]:
+def prepared(name: str, case: Case, contender: str, place: Place, data: Path | None, log: Path) -> tuple[Path, Path, rows.Counted]:
     """The model, the rows' file and what is in it; facts of the case and the roofline are noted once a call."""
     key = (name, jobs.is_ours(contender))
     if key not in _PREPARED:
@@ -107,10 +105,11 @@ def prepared(
             made_up = case.rows not in ("shared_prefix", "chats") and not rows.found(case, data)
             facts |= {"model": case.model, "rows_per_step": case.per_step(place.level, True), "made_up": made_up}
             facts |= {"one_in": case.one_in.get(place.level, 1)}
-            ledger.append(log, {"kind": "case", "case": name, **facts})
+            ledger.append(log, {"kind": "case", "case": name, "level": place.level, **facts})
             if case.model not in _ROOFED:
                 _ROOFED.add(case.model)
-                ledger.append(log, {"kind": "roofline", "model": case.model, "directions": jobs.roofline(model, case, place)})
+                roof = {"kind": "roofline", "level": place.level, "model": case.model}
+                ledger.append(log, roof | {"directions": jobs.roofline(model, case, place)})
         _PREPARED[key] = (model, file, counted)
     return _PREPARED[key]
 

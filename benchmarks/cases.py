@@ -84,8 +84,8 @@ CASES: dict[str, Case] = {
         model="llama-3.1-8b", rank=16, quantize=True, row_tokens=16384, contenders=(*NOT_TORCHTUNE, "tunesmith-16bit"), replayed={"gpu": 2},
     ),
     "8b-qlora-2k": Case(
-        title="Llama-3.1-8B shape, QLoRA r16, rows of 2k tokens, smallest memory", suite="gpu", rows="chats", counts={"smoke": 4, "gpu": 32},
-        rows_per_step=16, model="llama-3.1-8b", rank=16, quantize=True, row_tokens=2048,
+        title="Llama-3.1-8B shape, QLoRA r16, rows of 2k tokens, smallest memory", suite="gpu", rows="chats",
+        counts={"smoke": 4, "gpu": 32}, rows_per_step=16, model="llama-3.1-8b", rank=16, quantize=True, row_tokens=2048,
         contenders=("tunesmith-small", "unsloth-best"), replayed={"gpu": 1},
     ),
     "qwen3-8b-lora": Case(

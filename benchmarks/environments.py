@@ -52,8 +52,11 @@ def ready(folder: Path, name: str, *, gpu: bool, seconds: float | None = None) -
 def told(output: str) -> str:
     """The last lines of what a program said; the machine's paths are left out."""
     lines = [line.strip() for line in output.replace(str(Path.home()), "~").splitlines() if line.strip()]
-    kept = lines[-TAIL:]
-    return "\n".join(" ".join(word.rsplit("/", 1)[-1] if word.count("/") > 1 and "://" not in word else word for word in line.split()) for line in kept)
+    return "\n".join(" ".join(_without_folders(word) for word in line.split()) for line in lines[-TAIL:])
+
+
+def _without_folders(word: str) -> str:
+    return word.rsplit("/", 1)[-1] if word.count("/") > 1 else word
 
 
 def python(folder: Path) -> str:

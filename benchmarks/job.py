@@ -125,13 +125,13 @@ def figures(record: dict[str, Any], counted: Counted, begun: float, job: dict[st
         counts = sum(sizes[warm:]) / sum(sizes)
     seconds = steps[-1]["at"] - (steps[warm - 1]["at"] if warm else record["began"])
     tokens, learned = (number * share * counts for number in (counted.tokens, counted.learned_tokens))
-    loaded = record.get("loaded") or record["began"]
-    memory = {"peak_memory_bytes": record["allocated_bytes"], "reserved_bytes": record["reserved_bytes"]} if "allocated_bytes" in record else {}
-    return memory | {
+    first = {"seconds_to_first_step": steps[0]["at"] - record["loaded"]} if record.get("loaded") else {}
+    names = {"allocated_bytes": "peak_memory_bytes", "reserved_bytes": "reserved_bytes"}
+    return {to: record[of] for of, to in names.items() if of in record} | {
         "tokens_per_second": tokens / seconds,
         "learned_tokens_per_second": learned / seconds,
         "loop_seconds": steps[-1]["at"] - record["began"],
-        "seconds_to_first_step": steps[0]["at"] - loaded,
+        **first,
         "seconds_from_start_to_first_step": steps[0]["at"] - begun,
         "steps": len(steps),
         "documents_seen": share,
@@ -150,7 +150,8 @@ def judged(found: dict[str, Any], case: Case, job: dict[str, Any], place: Place,
         verdict = gate.Verdict(False, f"it saw {found['documents_seen']:.1%} of the documents")
     elif not wanted:
         verdict = gate.judge(found["losses"], [[]], place.dtype)
-        verdict = gate.Verdict(verdict.agrees, "no float32 reference fits here: only that every loss is finite") if verdict.agrees else verdict
+        if verdict.agrees:
+            verdict = gate.Verdict(True, "every loss is finite; no float32 reference fits here")
     elif any(step.get("documents") is None for step in record["steps"]):
         verdict = gate.judge_blind(found["losses"], ours) if ours else gate.Verdict(False, "there is nothing yet to compare it with")
     else:

@@ -23,15 +23,20 @@ FIGURES = (
 Line = dict[str, Any]
 
 
-def read(log: Path) -> list[Line]:
-    """All lines; one that a kill cut short is left out."""
+def read(log: Path, level: str | None = None) -> list[Line]:
+    """All lines, or those of one level; one that a kill cut short is left out."""
     if not log.exists():
         return []
-    return [json.loads(line) for line in log.read_bytes().split(b"\n")[:-1]]
+    lines = [json.loads(line) for line in log.read_bytes().split(b"\n")[:-1]]
+    return [line for line in lines if level is None or line.get("level", level) == level]
 
 
 def append(log: Path, line: Line) -> None:
+    """At once and whole: what a kill left of a line before it is ended first."""
     log.parent.mkdir(parents=True, exist_ok=True)
+    broken = log.exists() and log.read_bytes()[-1:] not in (b"", b"\n")
+    if broken:
+        log.write_bytes(log.read_bytes().rpartition(b"\n")[0] + b"\n")
     with log.open("a", encoding="utf-8") as file:
         file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
@@ -48,7 +53,8 @@ def machine_of(log: Path, machine: Line) -> None:
     if known is None:
         append(log, {"kind": "machine", "machine": machine})
     elif differing := sorted(key for key in {*known, *machine} if known.get(key) != machine.get(key) and key != "memory_bytes"):
-        raise SystemExit(f"{log.name} was begun on another machine or with other libraries ({', '.join(differing)}): delete it or take --out")
+        what = ", ".join(differing)
+        raise SystemExit(f"{log.name} was begun on another machine or with other libraries ({what}): delete it or take --out NAME")
 
 
 def done(lines: list[Line]) -> set[tuple[str, str, int]]:
@@ -71,9 +77,9 @@ def pending(chosen: Mapping[str, Case], rounds: int, lines: list[Line]) -> Itera
 
 def expected_seconds(lines: list[Line], case: str, contender: str) -> float:
     """How long a run takes: as the same one did, else as the longest of its case did, else unknown: 0."""
-    same = [line["process_seconds"] for line in lines if line.get("case") == case and line.get("contender") == contender and "process_seconds" in line]
-    beside = [line["process_seconds"] for line in lines if line.get("case") == case and "process_seconds" in line]
-    return statistics.median(same) if same else max(beside, default=0.0)
+    beside = [line for line in lines if line.get("case") == case and "process_seconds" in line]
+    same = [line["process_seconds"] for line in beside if line["contender"] == contender]
+    return statistics.median(same) if same else max((line["process_seconds"] for line in beside), default=0.0)
 
 
 def content(lines: list[Line]) -> Line:

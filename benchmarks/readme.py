@@ -71,9 +71,71 @@ def peers(data: dict[str, Any]) -> str:
     what = {"lora": "LoRA", "dora": "DoRA"}[data.get("method", "lora")]
     told = (
         f"{data['rows']} alpaca rows, {data['tokens']:,} tokens, {what} rank 8 on all linear layers, {data['dtype']}; "
-        f"every program in turn, {rounds} (`benchmarks/peers.py`). A speed below 1× or a memory above 1× is a miss."
+        f"every program in turn, {rounds} (measured before `benchmarks/bench.py` was). A speed below 1× or a memory above 1× is a miss."
     )
     return "\n".join([*lines, "", told])
+
+
+def suite(data: dict[str, Any]) -> str:
+    """A table for each case; who could not be measured stands in it with the reason, and a curve that differs is said to."""
+    return "\n\n".join([*(of_case(case) for case in data["cases"].values()), how(data)])
+
+
+def of_case(case: dict[str, Any]) -> str:
+    lines = [
+        f"**{case['title']}**: {facts(case)}",
+        "",
+        "| | useful tokens/s | ours over it | peak memory | ours over it | to the first step | of the matmul rate | loss curve |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    notes = []
+    for number, each in enumerate(case["contenders"].values()):
+        if "error" in each:
+            notes.append(f"{each['title']}: {each['error'].splitlines()[-1]}")
+            lines.append(f"| {each['title']} | not measured, see below |  |  |  |  |  |  |")
+            continue
+        found, ratio = each["median"], each["ours_over_this"] if number else {}
+        speed, memory = (f"{ratio[key]:.2f}×" if key in ratio else "" for key in ("tokens_per_second", "peak_memory_bytes"))
+        share = f"{each['share_of_roofline']:.0%}" if "share_of_roofline" in each else ""
+        first = f"{found['seconds_to_first_step']:.1f} s" if "seconds_to_first_step" in found else ""
+        counts = each["gate"]["agrees"]
+        if not counts:
+            notes.append(f"{each['title']}: the curve differs: {each['gate']['why']}")
+        cells = [f"{found['tokens_per_second']:.0f}", speed, f"{found['peak_memory_bytes'] / 1e9:.2f} GB", memory, first, share]
+        lines.append(f"| {each['title']} | {' | '.join(cells)} | {'agrees' if counts else 'differs: does not count'} |")
+    return "\n".join([*lines, *([""] if notes else []), *[f"- {note.replace('|', ' ')}" for note in notes]])
+
+
+def facts(case: dict[str, Any]) -> str:
+    words = [
+        f"{case['documents']:,} rows, {case['tokens']:,} tokens, {case['learned_tokens']:,} learned, {case['rows_per_step']} rows a step"
+    ]
+    if case.get("matmul_flops"):
+        words.append(f"matrix products at the model's shapes {case['matmul_flops'] / 1e9:,.0f} GFLOP/s")
+    if case.get("made_up"):
+        words.append("rows made up")
+    if case.get("one_in", 1) > 1:
+        words.append(f"peers took one row in {case['one_in']}")
+    return "; ".join(words) + "."
+
+
+def how(data: dict[str, Any]) -> str:
+    rounds = f"medians of {data['rounds']} rounds" if data["rounds"] > 1 else "one round"
+    return (
+        f"Every program in turn, {rounds}, {data['dtype']} (`benchmarks/bench.py --suite {data['suite']} --level {data['level']}`). "
+        "A loss curve agrees where it follows a float32 computation of the same documents by transformers and peft."
+    )
+
+
+def gpu_probe(data: dict[str, Any]) -> str:
+    lines = ["| measurement | what | result |", "|---|---|---|"]
+    for name, each in data["probes"].items():
+        if "error" in each:
+            lines.append(f"| {name} | | not measured: {each['error'].splitlines()[-1].replace('|', ' ')} |")
+            continue
+        for number, (what, value) in enumerate(each["results"].items()):
+            lines.append(f"| {name if number == 0 else ''} | {what} | {value:,.4g} {each['unit']} |")
+    return "\n".join(lines)
 
 
 def methods(data: dict[str, Any]) -> str:
@@ -148,6 +210,9 @@ def data(found: dict[str, Any]) -> str:
 
 
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
+    "bench_cpu": suite,
+    "bench_gpu": suite,
+    "gpu_probe": gpu_probe,
     "speed": speed,
     "methods": methods,
     "peers": peers,

@@ -12,6 +12,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -41,7 +42,8 @@ def measured(found: Counter[tuple[int, int]], rows: int, dtype: torch.dtype, dev
     for (o, i), count in found.items():
         x_TI, w_OI, dy_TO = (torch.randn(size, device=device, dtype=dtype) for size in ((rows, i), (o, i), (rows, o)))
         for name, product in DIRECTIONS.items():
-            spent[name] += count * best(lambda call=product: call(x_TI, w_OI, dy_TO), device, seconds / len(found) / len(DIRECTIONS))
+            call = partial(product, x_TI, w_OI, dy_TO)
+            spent[name] += count * best(call, device, seconds / len(found) / len(DIRECTIONS))
             flops[name] += count * 2.0 * rows * o * i
     return {name: flops[name] / spent[name] for name in DIRECTIONS}
 

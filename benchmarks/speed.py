@@ -27,12 +27,12 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="a JSON list with instruction, input, output")
     parser.add_argument("--rows", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--methods", default="lora,qlora", help=f"%(default)s; there are {','.join(METHODS)}")
+    parser.add_argument("--methods", default="lora,qlora", help=f"%(default)s; all, or some of {','.join(METHODS)}")
     parser.add_argument("--threads", type=int, default=hardware.physical_cores())
     parser.add_argument("--out", default="speed", help="name of the results file")
     arguments = parser.parse_args()
 
-    work, names = fresh("speed"), arguments.methods.split(",")
+    work, names = fresh("speed"), list(METHODS) if arguments.methods == "all" else arguments.methods.split(",")
     rows = first_rows(arguments.data, arguments.rows, work / "rows.json")
     settings = [
         f"train.tokens_per_step={max(512, rows * 55)}",  # about 4 steps of 16 rows, as trainers take 4 times 4

@@ -45,7 +45,7 @@ BESIDE = {"data/formats": {"files", "info", "check", "scale"}, "methods": {"loft
 TABLES = {"methods": "method.py"}
 TESTS_OF_THE_WHOLE = {"laws", "oracle"}
 TESTS_OF_NO_FILE = {"test_structure.py", "test_setup.py", "test_docs.py", "test_readme.py", "test_recipes.py", "data/test_dirty.py"}
-TESTS_OF_NO_FILE |= {"test_sweep.py"}  # of a benchmark
+TESTS_OF_NO_FILE |= {"test_sweep.py", "test_bench.py"}  # of benchmarks
 
 
 def sources() -> list[Path]:

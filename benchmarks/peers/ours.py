@@ -8,7 +8,7 @@ from typing import Any
 
 from record import read_job, write
 
-from tunesmith import cli, config, events
+from tunesmith import cli, events
 from tunesmith.models import load as loading
 from tunesmith.run_yaml import flow
 from tunesmith.train import folder, setting

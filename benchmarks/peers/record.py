@@ -69,9 +69,7 @@ class Record(transformers.TrainerCallback):
             self.steps[-1] |= {"loss": float(logs["loss"]), "at": time.time()}
 
     def on_train_end(self, arguments, state, control, **named):
-        steps = [
-            {"loss": step.get("loss"), "at": step.get("at"), "documents": documents(step["micro"], self.job)} for step in self.steps
-        ]
+        steps = [{"loss": step.get("loss"), "at": step.get("at"), "documents": documents(step["micro"], self.job)} for step in self.steps]
         write(self.job, loaded=self.note["loaded"], began=self.began, steps=steps)
 
 
@@ -97,9 +95,9 @@ def documents(micro: list, job: dict) -> list:
         if job["classify"]:
             kept_BT = batch["attention_mask"].cpu().bool()
             labels = batch["labels"].cpu().tolist()
-            found += [{"ids": ids[kept].tolist(), "label": label} for ids, kept, label in zip(ids_BT, kept_BT, labels)]
+            found += [{"ids": ids[kept].tolist(), "label": label} for ids, kept, label in zip(ids_BT, kept_BT, labels, strict=True)]
             continue
-        for ids, labels in zip(ids_BT.tolist(), batch["labels"].cpu().tolist()):
+        for ids, labels in zip(ids_BT.tolist(), batch["labels"].cpu().tolist(), strict=True):
             found += parted(ids, labels, job["begin"])
     return found
 
@@ -109,7 +107,7 @@ def parted(ids: list, labels: list, begin: list) -> list:
     starts = [at for at in range(len(ids)) if ids[at : at + len(begin)] == begin] if begin else []
     starts = [0, *[at for at in starts if at]]
     found = []
-    for first, last in zip(starts, [*starts[1:], len(ids)]):
+    for first, last in zip(starts, [*starts[1:], len(ids)], strict=True):
         learned = [at for at in range(first + 1, last) if labels[at] != -100]
         if learned:
             end = learned[-1] + 1
