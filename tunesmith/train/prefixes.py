@@ -89,9 +89,16 @@ def _saved(found: dict[str, Any]) -> float:
     return 1 - found["epoch"]["computed_tokens"] / max(1, found["epoch"]["tokens"])
 
 
-def wanted(run: Run, found: dict[str, Any]) -> bool:
-    """Whether there is anything to share, and nothing in the settings against it: only then it is worth a proof."""
-    return not hindrance(run) and _saved(found) >= NOTHING
+def wanted(out: Path, run: Run, found: dict[str, Any]) -> bool:
+    """Whether there is anything to share, and nothing in the settings against it: only then it is worth a proof. A run that is
+    resumed wants what it began with."""
+    kept = _kept(out)
+    return kept["shared"] if kept else not hindrance(run) and _saved(found) >= NOTHING
+
+
+def _kept(out: Path) -> dict[str, Any]:
+    """The decision that a run began with; empty for a new one."""
+    return folder.read_json(out / folder.PLAN).get("prefixes", {"shared": False}) if (out / folder.PLAN).exists() else {}
 
 
 def decided(
@@ -102,9 +109,9 @@ def decided(
     `found` is the report, `parameters` are the trained tensors. Raises UserError for a run that began with shared beginnings and
     can no longer be so computed.
     """
-    kept = folder.read_json(out / folder.PLAN).get("prefixes", {"shared": False}) if (out / folder.PLAN).exists() else None
-    refused = hindrance(run) or ("" if wanted(run, found) else "documents begin with nothing in common") or _unproved(trusted)
-    if kept is not None:
+    asked, kept = wanted(out, run, found), _kept(out)
+    refused = hindrance(run) or ("" if asked else "documents begin with nothing in common") or _unproved(trusted)
+    if kept:
         if kept["shared"] and refused:
             raise UserError(f"{out} began with shared beginnings computed once, which no longer holds: {refused}")
         return Decision(plan.shared(kept["shared"]), kept.get("off", ""), kept)

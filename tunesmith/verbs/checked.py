@@ -95,6 +95,8 @@ def _plain(checked: Any) -> None:
         print(line)
     if report.good:
         print(f"{report.file}: {_figures(checked)}")
+    if shared := checked.begun.said():
+        print(f"{report.file}: {shared}")
     for warning in checked.warnings(SHOWN):
         print(f"{report.file}: note: {warning}")
 
@@ -141,6 +143,8 @@ def _terminal(checked: Any, console: Any) -> None:
         console.print(Text.assemble(("! ", "yellow"), warning))
     if report.good:
         console.print(Text(_figures(checked)))
+        if shared := checked.begun.said():
+            console.print(Text(shared))
         _draw_lengths(checked.lengths, console)
     if labels := checked.labels:
         _draw_labels(labels, console)

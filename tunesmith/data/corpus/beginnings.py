@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from tunesmith.data.corpus.batches import Plan, flat
 from tunesmith.data.corpus.documents import Documents
-from tunesmith.data.corpus.sharing import branches_of, ends_in, forest
+from tunesmith.data.corpus.sharing import largest
 
 LOOKED_AT = 4000  # documents among which beginnings are looked for, spread evenly: a report must not take longer than reading does
 STEPS = 16  # of an epoch that are packed to know what it costs
@@ -28,13 +28,8 @@ def beginnings(documents: Documents) -> list[Beginning]:
     chosen_D = np.unique(np.linspace(0, len(documents) - 1, min(len(documents), LOOKED_AT)).round().astype(np.int64))
     begin_D, end_D = documents.begin_D[chosen_D], documents.begin_D[chosen_D] + documents.lengths_D[chosen_D]
     sequences = [documents.ids_N[begin:end] for begin, end in zip(begin_D.tolist(), end_D.tolist(), strict=True)]
-    least, found = SHARE * sum(map(len, sequences)), list[tuple[int, int, int, int]]()
-    for each in (each for root in forest(sequences) for each in branches_of(root)):
-        count = sum(1 for _ in ends_in(each)) if each.branches or len(each.documents) > 1 else 1
-        if (count - 1) * each.length >= max(least, 1):
-            found.append((-(count - 1) * each.length, each.first, each.end, count))
     scale = len(documents) / max(1, len(chosen_D))
-    return [Beginning(round(count * scale), sequences[first][:end]) for _, first, end, count in sorted(found)[:NAMED]]
+    return [Beginning(round(count * scale), sequences[first][:end]) for count, first, end in largest(sequences, SHARE, NAMED)]
 
 
 def computed_tokens(plan: Plan) -> tuple[int, int]:

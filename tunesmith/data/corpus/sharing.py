@@ -76,6 +76,17 @@ def forest(sequences: Sequence[npt.NDArray[np.uint32]], in_front: int = 0) -> li
     return _built(trie, _kept(trie))
 
 
+def largest(sequences: Sequence[npt.NDArray[np.uint32]], share: float, most: int) -> list[tuple[int, int, int]]:
+    """The beginnings that take at least this share of all tokens by being repeated, most first: (sequences that begin with it, one
+    of them, its tokens). Tokens that a longer beginning has in common with a shorter one count for the shorter one."""
+    least, found = max(1.0, share * sum(map(len, sequences))), list[tuple[int, int, int, int]]()
+    for each in (each for root in forest(sequences) for each in branches_of(root)):
+        count = sum(1 for _ in ends_in(each)) if each.branches else len(each.documents)
+        if (count - 1) * each.length >= least:
+            found.append((-(count - 1) * each.length, each.first, each.end, count))
+    return [(count, first, end) for _, first, end, count in sorted(found)[:most]]
+
+
 def common_lengths(sequences: Sequence[npt.NDArray[np.uint32]]) -> npt.NDArray[np.int64]:
     """How many tokens each sequence begins with in common with the one before it: of D sequences D - 1 numbers."""
     shorter_P = np.array([min(len(one), len(other)) for one, other in pairwise(sequences)], np.int64)

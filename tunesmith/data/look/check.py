@@ -14,6 +14,7 @@ from typing import Any
 
 from tunesmith.data.files.recognise import Unreadable
 from tunesmith.data.look import duplicates, labels
+from tunesmith.data.look.beginnings import Begun
 from tunesmith.data.look.duplicates import Digests
 from tunesmith.data.look.labels import Answers
 from tunesmith.data.look.lengths import Lengths, Limit, Measure, estimated, words
@@ -38,6 +39,7 @@ class Checked:
     lengths: Lengths
     answers: Answers = field(default_factory=Answers)
     traces: Traces = field(default_factory=Traces)
+    begun: Begun = field(default_factory=Begun)
     kinds: Counter[str] = field(default_factory=Counter)  # conversations, texts, preference pairs, judged answers
     unrendered: list[BadRow] = field(default_factory=list)  # rows that the model's chat template cannot write
     findings: list[Finding] = field(default_factory=list)
@@ -104,6 +106,7 @@ def _document(checked: Checked) -> dict[str, Any]:
     document["kinds"] = dict(checked.kinds)
     document |= checked.lengths.as_json() | duplicates.as_json(checked.repeats)
     document["labels"] = dict(checked.labels.most_common(TOP))
+    document["beginnings"] = checked.begun.as_json()
     document["text"] = checked.traces.as_json()
     return document
 
@@ -138,6 +141,7 @@ def _take(batch: list[tuple[int, int, Sample]], checked: Checked, digests: Diges
             checked.unrendered.append(BadRow(checked.report.file, line, str(length)))
             continue
         checked.lengths.add(row, line, sample, length)
+        checked.begun.add(sample)
         digests.add(row, line, sample)
         last = sample.messages[-1] if sample.messages else {"content": ""}
         text = sample.text or "\n".join(map(words, sample.messages + sample.rejected))
