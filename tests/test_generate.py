@@ -4,6 +4,7 @@ import time
 import warnings
 from contextlib import closing
 from itertools import islice
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,7 +27,7 @@ from tests.in_front import place_copies, place_kept
 from tests.tiny_models import some_ids, tiny
 from tunesmith.errors import UserError
 from tunesmith.generate import OURS, Generated, Sampling, batches, cut, detokenize, generate, serving, stream
-from tunesmith.models import slots
+from tunesmith.models import nf4, slots
 
 NO_STOP: frozenset[int] = frozenset()
 
@@ -161,6 +162,20 @@ def test_each_module_returns_to_its_own_mode(model):
         assert not any(module.training for module in model.modules())
     assert [module.training for module in model.modules()] == before
     model.eval()
+
+
+def test_nf4_layers_keep_their_matrices_while_serving(monkeypatch):
+    layers = [nf4.Nf4Linear(64, 8, False, True, torch.float32) for _ in range(3)]
+    for layer in layers:
+        layer.exchange(nf4.quantize(torch.randn(8, 64), True))
+    one = 4 * 8 * 64
+    model: Any = torch.nn.Sequential(*layers)
+    model.config, model.generation_config, model.device = SimpleNamespace(), None, torch.device("cpu")
+    monkeypatch.setattr("tunesmith.hardware.free_memory", lambda device: 4 * 2 * one)
+    nf4.keep_dense(model, one)
+    with serving(model):
+        assert nf4.dense_bytes(model) == 2 * one, "a quarter of the free memory"
+    assert nf4.dense_bytes(model) == one, "what was kept before"
 
 
 def test_progress_counts_prompts(model, prompts):

@@ -20,7 +20,7 @@ from transformers import GenerationConfig, TemperatureLogitsWarper, TopKLogitsWa
 
 from tunesmith import hardware
 from tunesmith.errors import UserError
-from tunesmith.models import front, slots
+from tunesmith.models import front, nf4, slots
 
 BATCH_TOKENS = 16384  # tokens of a batch's prompts, padding and what stands in front included: bounds the prefill's memory
 OURS = "tunesmith"  # name of our attention for packed rows; it knows no cache
@@ -168,30 +168,18 @@ def serving(model: Any) -> Iterator[None]:
     model.eval()
     if implementation == OURS:
         _set_class_attention(model)
-    kept = _keep_dequantized(model)
+    # each token would otherwise dequantise the whole model again
+    kept = nf4.dense_bytes(model)
+    nf4.keep_dense(model, max(kept, hardware.free_memory(model.device) // 4))
     try:
         yield
     finally:
-        for layer in kept:
-            del layer.dequantized
+        nf4.keep_dense(model, kept)
         if implementation == OURS:
             model.set_attn_implementation(OURS)
         model.generation_config = defaults
         for module in training:
             module.training = True
-
-
-def _keep_dequantized(model: Any) -> list[Any]:
-    """NF4 layers answer with a matrix made once, where a quarter of the free memory holds all of them: each token would
-    otherwise dequantise the whole model again."""
-    layers = [module for module in model.modules() if hasattr(module, "dequantized")]
-    size = sum(layer.in_features * layer.out_features * layer.dtype.itemsize for layer in layers)
-    if size > hardware.free_memory(model.device) / 4:
-        return []
-    for layer in layers:
-        matrix_OI = layer.dequantized()
-        layer.dequantized = lambda matrix_OI=matrix_OI: matrix_OI
-    return layers
 
 
 def _set_class_attention(model: Any) -> None:

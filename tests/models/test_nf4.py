@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from tunesmith.models import nf4
+from tunesmith.models import nf4, workspace
 from tunesmith.models.nf4 import Nf4Config, Nf4Linear, Nf4Quantizer, dequantize, quantize
 
 LEVELS = nf4.levels()
@@ -156,3 +156,131 @@ def test_only_the_named_layers_are_exchanged():
     assert model[0].weight.device.type == "meta" and model[0].bias is not None
     assert quantizer.param_needs_quantization(model, "0.weight")
     assert not quantizer.param_needs_quantization(model, "0.bias") and not quantizer.param_needs_quantization(model, "1.weight")
+
+
+def model_of(*layers):
+    return nn.Sequential(*layers)
+
+
+def count_dequantisations(monkeypatch):
+    calls: list[int] = []
+    plain = nf4.dequantize
+
+    def counted(*arguments):
+        calls.append(1)
+        return plain(*arguments)
+
+    monkeypatch.setattr(nf4, "dequantize", counted)
+    return calls
+
+
+def test_the_first_layers_keep_their_matrices_within_a_budget(monkeypatch):
+    model = model_of(filled(out=6), nn.Linear(3, 3), filled(out=8), filled(out=2))
+    x = torch.randn(5, 128)
+    expected = [model[i](x) for i in (0, 2, 3)]
+    keys, held = set(model.state_dict()), sum(t.numel() for t in model.state_dict().values())
+    assert nf4.keep_dense(model, 4 * 128 * 14 + 1) == nf4.dense_bytes(model) == 4 * 128 * 14, "the third would not fit"
+    calls = count_dequantisations(monkeypatch)
+    assert all(torch.equal(model[i](x), y) for i, y in zip((0, 2, 3), expected, strict=True)), "the same numbers to the bit"
+    assert len(calls) == 1
+    assert set(model.state_dict()) == keys and sum(t.numel() for t in model.state_dict().values()) == held
+
+
+def test_a_smaller_layer_behind_one_that_does_not_fit_is_not_kept():
+    """Which layers are kept depends on the budget alone, so a budget of what was kept keeps the same."""
+    model = model_of(filled(out=6), filled(out=8), filled(out=2))
+    kept = nf4.keep_dense(model, 4 * 128 * 8)
+    assert kept == 4 * 128 * 6
+    nf4.keep_dense(model, 10**9)
+    assert nf4.keep_dense(model, kept) == kept == nf4.dense_bytes(model)
+    assert nf4.keep_dense(model, 0) == nf4.dense_bytes(model) == 0
+
+
+def test_backward_uses_what_is_kept(monkeypatch):
+    layer, x = filled(), torch.randn(5, 128, requires_grad=True)
+    nf4.keep_dense(layer, 10**6)
+    calls = count_dequantisations(monkeypatch)
+    y = layer(x)
+    direction = torch.randn(y.shape)
+    y.backward(direction)
+    assert calls == [] and torch.equal(nf4.weight_of(layer), layer.dequantized())
+    torch.testing.assert_close(x.grad, direction @ layer.dequantized())
+
+
+@pytest.mark.parametrize("change", ["exchange", "load", "in place", "double"])
+def test_other_codes_are_never_answered_with_what_was_kept(change):
+    layer, other = filled(), filled(out=6)
+    q = quantize(torch.randn(6, 128), True)
+    nf4.keep_dense(layer, 10**6)
+    if change == "exchange":
+        layer.exchange(q)
+    elif change == "load":
+        other.exchange(q)
+        layer.load_state_dict(other.state_dict())
+    elif change == "in place":
+        with torch.no_grad():
+            layer.absmax.add_(1)
+    else:
+        layer.nested_absmax.mul_(2)
+    assert torch.equal(nf4.weight_of(layer), layer.dequantized())
+    assert nf4.dense_bytes(layer) == 0, "what is of no use is not held"
+    assert nf4.keep_dense(layer, 10**6) > 0 and torch.equal(nf4.weight_of(layer), layer.dequantized())
+
+
+def test_a_matrix_of_ones_own_may_be_written_to():
+    layer = filled()
+    nf4.keep_dense(layer, 10**6)
+    expected = layer.dequantized()
+    layer.dequantized().zero_()
+    assert torch.equal(nf4.weight_of(layer), expected)
+
+
+@pytest.fixture
+def interpreted(monkeypatch):
+    """As on a GPU: the kernel, through Triton's interpreter, and a workspace."""
+    pytest.importorskip("triton", reason="Triton comes with CUDA builds of torch")
+    workspace.release()
+    monkeypatch.setattr(nf4.gpu, "available", lambda device: True)
+    monkeypatch.setattr(nf4, "_HOLDS", {})
+    yield
+    workspace.release()
+
+
+@pytest.mark.parametrize("double", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_gpus_way_gives_the_same_numbers(double, dtype, interpreted, monkeypatch):
+    layer = filled(double=double, dtype=dtype)
+    monkeypatch.setattr(nf4, "_by_kernel", lambda q, out: out.copy_(nf4._by_bitsandbytes(q, tuple(out.shape), out.dtype)))
+    x: Any = torch.randn(5, 128, dtype=dtype, requires_grad=True)
+    y = layer(x)
+    y.backward(torch.ones_like(y))
+    with monkeypatch.context() as plain:
+        plain.setattr(nf4.gpu, "available", lambda device: False)
+        assert torch.equal(y, nn.functional.linear(x, layer.dequantized()) + layer.bias)
+        assert torch.equal(x.grad, torch.ones_like(y) @ layer.dequantized())
+    assert workspace.held_bytes() == 6 * 128 * dtype.itemsize
+
+
+def test_matrices_that_are_held_at_once_do_not_share_a_workspace(interpreted, monkeypatch):
+    monkeypatch.setattr(nf4, "_by_kernel", lambda q, out: out.copy_(nf4._by_bitsandbytes(q, tuple(out.shape), out.dtype)))
+    torch.manual_seed(1)
+    layers = [filled(), filled(out=8), filled(out=6, double=False)]
+    for layer in layers:
+        layer.exchange(quantize(torch.randn(layer.out_features, 128), layer.is_double))
+    joined = torch.cat([nf4.weight_of(layer) for layer in layers])
+    assert torch.equal(joined, torch.cat([layer.dequantized() for layer in layers]))
+
+
+@pytest.mark.parametrize("fault", ["raises", "differs"])
+def test_a_kernel_that_is_wrong_is_not_used_and_said_so_once(fault, interpreted, monkeypatch):
+    def wrong(q, out):
+        if fault == "raises":
+            raise RuntimeError("no such architecture\nmore words")
+        out.zero_()
+
+    monkeypatch.setattr(nf4, "_by_kernel", wrong)
+    layer = filled()
+    with pytest.warns(RuntimeWarning, match="no such architecture$" if fault == "raises" else "other values$"):
+        found = layer.dequantized()
+    assert torch.equal(found, nf4._by_bitsandbytes(layer.quantized(), (6, 128), torch.float32))
+    assert torch.equal(nf4.weight_of(layer), found), "without another warning"

@@ -3,8 +3,12 @@
 The kernels are bitsandbytes' own, so the values are bit for bit those of `bitsandbytes`. What differs is the storage: plain
 uint8 parameters and buffers with whole blocks of 64 per row, no tensor subclass, so that saving, moving and sharding need
 nothing special. `transformers` quantises tensor by tensor while it streams a checkpoint in: see `Nf4Quantizer`.
+
+On a GPU one launch makes a matrix of its codes (`models/kernels/nf4.py`), compared once with bitsandbytes' own. A product takes its
+matrix from a workspace (`models/workspace.py`), or from memory where a budget lets the first layers keep theirs (`keep_dense`).
 """
 
+import warnings
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -14,6 +18,9 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from tunesmith.models import kernels as gpu
+from tunesmith.models import workspace
 
 BLOCK = 64  # weights that share one scale
 NESTED_BLOCK = 256  # scales that share one scale of scales
@@ -69,8 +76,16 @@ def _quantize_on_cpu(weight_OI: Tensor) -> tuple[Tensor, Tensor]:
     return codes_NB, absmax_N
 
 
-def dequantize(q: Quantized, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
-    """The matrix [out, in] that the codes stand for."""
+def dequantize(q: Quantized, shape: tuple[int, int], dtype: torch.dtype, out: Tensor | None = None) -> Tensor:
+    """The matrix [out, in] that the codes stand for; written into `out`, where it is given and the device can."""
+    if gpu.available(q.codes_OI.device) and type(q.codes_OI) in (Tensor, nn.Parameter) and _kernel_holds(q, shape, dtype):
+        out = torch.empty(shape, dtype=dtype, device=q.codes_OI.device) if out is None else out
+        _by_kernel(q, out)
+        return out
+    return _by_bitsandbytes(q, shape, dtype)
+
+
+def _by_bitsandbytes(q: Quantized, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
     kernels()
     absmax = q.absmax
     if q.nested_absmax is not None and q.offset is not None:
@@ -78,6 +93,33 @@ def dequantize(q: Quantized, shape: tuple[int, int], dtype: torch.dtype) -> Tens
         absmax = torch.ops.bitsandbytes.dequantize_blockwise(absmax, q.nested_absmax, code, NESTED_BLOCK, torch.float32)
         absmax = absmax.add_(q.offset)
     return torch.ops.bitsandbytes.dequantize_4bit(q.codes_OI.view(-1, 1), absmax, BLOCK, "nf4", list(shape), dtype)
+
+
+def _by_kernel(q: Quantized, out: Tensor) -> None:
+    from tunesmith.models.kernels.nf4 import dequantize_into
+
+    device, double = out.device, q.nested_absmax is not None
+    code = _nested_code(device) if double else None
+    dequantize_into(out, q.codes_OI, q.absmax, _levels_on(device), code, q.nested_absmax, q.offset)
+
+
+_HOLDS: dict[tuple[torch.device, torch.dtype, bool], bool] = {}
+
+
+def _kernel_holds(q: Quantized, shape: tuple[int, int], dtype: torch.dtype) -> bool:
+    """Whether the kernel makes of these codes what bitsandbytes does, bit for bit; tried once for a device, a dtype and a kind."""
+    key = q.codes_OI.device, dtype, q.nested_absmax is not None
+    if key not in _HOLDS:
+        out = torch.empty(shape, dtype=dtype, device=q.codes_OI.device)
+        try:
+            _by_kernel(q, out)
+            _HOLDS[key] = torch.equal(out, _by_bitsandbytes(q, shape, dtype))
+            found = "other values"
+        except Exception as error:  # whatever a compiler or a driver may say: the plain way remains
+            _HOLDS[key], found = False, str(error).strip().partition("\n")[0] or type(error).__name__
+        if not _HOLDS[key]:
+            warnings.warn(f"the NF4 kernel is not used, bitsandbytes' own are: {found}", RuntimeWarning, stacklevel=2)
+    return _HOLDS[key]
 
 
 def rounded(weight_OI: Tensor, double: bool, dtype: torch.dtype) -> Tensor:
@@ -105,13 +147,15 @@ def _bounds() -> list[float]:
     return ((values[:-1] + values[1:]) / 2).tolist()
 
 
-_CODES: dict[torch.device, Tensor] = {}
-
-
+@cache
 def _nested_code(device: torch.device) -> Tensor:
-    if device not in _CODES:
-        _CODES[device] = kernels().create_dynamic_map().to(device)  # the map that quantize_blockwise uses by default
-    return _CODES[device]
+    code: Tensor = kernels().create_dynamic_map().to(device)  # the map that quantize_blockwise uses by default
+    return code
+
+
+@cache
+def _levels_on(device: torch.device) -> Tensor:
+    return levels().to(device)
 
 
 class Nf4Linear(nn.Module):
@@ -133,6 +177,7 @@ class Nf4Linear(nn.Module):
         self.register_buffer("nested_absmax", torch.empty(-(-scales // NESTED_BLOCK)) if double else None)
         self.register_buffer("offset", torch.empty(1) if double else None)
         self.register_parameter("bias", nn.Parameter(torch.empty(out_features, dtype=dtype), requires_grad=False) if bias else None)
+        self._dense: _Dense | None = None  # no buffer: it is not saved, moved or counted as the model's
 
     def quantized(self) -> Quantized:
         return Quantized(self.weight, self.absmax, self.nested_absmax, self.offset)
@@ -160,14 +205,37 @@ class Nf4Linear(nn.Module):
         return held
 
     def dequantized(self) -> Tensor:
-        """The matrix [out, in] in the layer's dtype."""
+        """The matrix [out, in] in the layer's dtype, the caller's own."""
         return dequantize(self.quantized(), (self.out_features, self.in_features), self.dtype)
+
+    def matrix(self) -> Tensor:
+        """The same to be read only: the one that is kept, where it is that of the codes held now, or one in a workspace."""
+        if self._dense is not None:
+            if self._dense.codes == self._state():
+                return self._dense.weight_OI
+            self._dense = None
+        shape, device = (self.out_features, self.in_features), self.weight.device
+        out = workspace.lend(shape, self.dtype, device) if gpu.available(device) else None
+        return dequantize(self.quantized(), shape, self.dtype, out)
+
+    def _state(self) -> tuple[int, ...]:
+        """Changes with the codes: others are exchanged for them, loaded into them, or they move to another device."""
+        parts = (self.weight, self.absmax, self.nested_absmax, self.offset)
+        return tuple(number for part in parts if part is not None for number in (part.data_ptr(), part._version))
 
     def forward(self, x: Tensor) -> Tensor:
         if torch.is_grad_enabled() and x.requires_grad:
             y = _FrozenProduct.apply(x, self)
             return y if self.bias is None else y + self.bias
-        return nn.functional.linear(x, self.dequantized(), self.bias)
+        return nn.functional.linear(x, self.matrix(), self.bias)
+
+
+@dataclass(frozen=True, slots=True)
+class _Dense:
+    """A matrix that is kept, and of which codes it was made."""
+
+    weight_OI: Tensor
+    codes: tuple[int, ...]
 
 
 class _FrozenProduct(torch.autograd.Function):
@@ -176,20 +244,48 @@ class _FrozenProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, linear: Nf4Linear) -> Tensor:
         ctx.linear = linear
-        return nn.functional.linear(x, linear.dequantized())
+        return nn.functional.linear(x, linear.matrix())
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        return dy @ ctx.linear.dequantized(), None
+        return dy @ ctx.linear.matrix(), None
+
+
+def keep_dense(model: nn.Module, budget_bytes: int) -> int:
+    """Let the first NF4 layers keep their matrices, as many as the budget holds, and no others; returns the bytes kept.
+
+    The numbers are the same to the bit. `keep_dense(model, 0)` gives all memory back; so does, layer by layer, whatever changes
+    codes. Called again with what it returned, it keeps the same layers.
+    """
+    kept, open_ = 0, True
+    for layer in model.modules():
+        if not isinstance(layer, Nf4Linear):
+            continue
+        size = layer.in_features * layer.out_features * layer.dtype.itemsize
+        open_ = open_ and kept + size <= budget_bytes
+        state = layer._state()
+        if not open_:
+            layer._dense = None
+        elif layer._dense is None or layer._dense.codes != state:
+            layer._dense = None
+            layer._dense = _Dense(layer.dequantized(), state)
+        kept += size if open_ else 0
+    return kept
+
+
+def dense_bytes(model: nn.Module) -> int:
+    """What matrices that are kept take: beside the model, and not among its parameters and buffers."""
+    layers = [layer for layer in model.modules() if isinstance(layer, Nf4Linear) and layer._dense is not None]
+    return sum(layer.in_features * layer.out_features * layer.dtype.itemsize for layer in layers)
 
 
 def weight_of(linear: nn.Module) -> Tensor:
-    """The matrix [out, in] of any linear layer that an adapter can stand beside.
+    """The matrix [out, in] of any linear layer that an adapter can stand beside, to be read and never written to.
 
-    For an NF4 layer it is made on each call; for GPT-2's `Conv1D`, which keeps [in, out], it is a transposed view.
+    An NF4 layer's is made on each call where it is not kept; for GPT-2's `Conv1D`, which keeps [in, out], it is a transposed view.
     """
     if isinstance(linear, Nf4Linear):
-        return linear.dequantized()
+        return linear.matrix()
     weight: Tensor = linear.weight  # type: ignore[assignment]
     return weight.T if isinstance(linear, Conv1D) else weight
 

@@ -1,5 +1,7 @@
 """RMSNorm through the kernel against the formula under autograd, in every order of roundings."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -18,6 +20,10 @@ def plain(x_NC: Tensor, weight_C: Tensor, eps: float, one_plus: bool, cast_first
     if cast_first:
         return weight_C * n_NC.to(x_NC.dtype)
     return (n_NC * (1 + weight_C.float() if one_plus else weight_C.float())).to(x_NC.dtype)
+
+
+def backward(*arguments) -> tuple[Tensor, Any]:
+    return kernel.rms_norm_backward(*arguments)
 
 
 def drawn(shape, dtype, weight_dtype, device):
@@ -48,7 +54,7 @@ def test_gradients_are_those_of_autograd(shape, order, dtype, needs_weight, devi
     x_NC, weight_C = drawn(shape, dtype, dtype, device)
     dy_NC = torch.randn(shape, device=device).to(dtype)
     _, rstd_N = kernel.rms_norm_forward(x_NC, weight_C, 1e-5, *ORDERS[order])
-    dx_NC, dweight_C = kernel.rms_norm_backward(dy_NC, x_NC, rstd_N, weight_C, *ORDERS[order], needs_weight)
+    dx_NC, dweight_C = backward(dy_NC, x_NC, rstd_N, weight_C, *ORDERS[order], needs_weight)
     x, weight = x_NC.float().requires_grad_(), weight_C.float().requires_grad_()
     plain(x, weight, 1e-5, *ORDERS[order]).backward(dy_NC.float())
     assert dx_NC.dtype == dtype and (dweight_C is None) != needs_weight
@@ -63,7 +69,7 @@ def test_an_fp32_weight_makes_fp32_as_the_class_does(device):
     y_NC, rstd_N = kernel.rms_norm_forward(x_NC, weight_C, 1e-6, False, True)
     assert y_NC.dtype == torch.float32
     torch.testing.assert_close(y_NC, plain(x_NC, weight_C, 1e-6, False, True))
-    dx_NC, dweight_C = kernel.rms_norm_backward(torch.randn_like(y_NC), x_NC, rstd_N, weight_C, False, True, True)
+    dx_NC, dweight_C = backward(torch.randn_like(y_NC), x_NC, rstd_N, weight_C, False, True, True)
     assert (dx_NC.dtype, dweight_C.dtype) == (torch.bfloat16, torch.float32)
     y_NC, _ = kernel.rms_norm_forward(x_NC, weight_C, 1e-6, True, False)
     assert y_NC.dtype == torch.bfloat16
@@ -73,7 +79,7 @@ def test_no_rows_and_rows_of_zeros(device):
     weight_C = torch.ones(8, device=device)
     y_NC, rstd_N = kernel.rms_norm_forward(torch.zeros(0, 8, device=device), weight_C, 1e-5, False, True)
     assert y_NC.shape == (0, 8) and rstd_N.shape == (0,)
-    dx_NC, dweight_C = kernel.rms_norm_backward(y_NC, y_NC, rstd_N, weight_C, False, True, True)
+    dx_NC, dweight_C = backward(y_NC, y_NC, rstd_N, weight_C, False, True, True)
     assert dx_NC.shape == (0, 8) and dweight_C.tolist() == [0] * 8
     y_NC, rstd_N = kernel.rms_norm_forward(torch.zeros(3, 8, device=device), weight_C, 1e-4, False, True)
     assert y_NC.abs().max() == 0

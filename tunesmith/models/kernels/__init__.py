@@ -13,8 +13,10 @@ from typing import Any
 import torch
 
 KERNELS = {
-    "rms_norm": "RMSNorm, forward and backward",
+    "cross_entropy": "the loss of a chunk of logits, whose gradient takes their place",
     "gated": "act(gate)·up of a gated MLP, forward and backward",
+    "nf4": "4-bit codes and nested scales to a matrix, in one launch",
+    "rms_norm": "RMSNorm, forward and backward",
 }
 
 

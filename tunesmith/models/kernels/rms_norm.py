@@ -89,7 +89,7 @@ def _processors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])  # it changes with each batch: specialised, it would compile again
 def _forward(
     x_ptr, weight_ptr, y_ptr, rstd_ptr, rows, channels, eps,
     one_plus: tl.constexpr, cast_first: tl.constexpr, R: tl.constexpr, B: tl.constexpr,
@@ -111,7 +111,7 @@ def _forward(
     tl.store(rstd_ptr + row_R, rstd_R, mask=row_R < rows)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "tiles"])
 def _backward(
     dy_ptr, x_ptr, rstd_ptr, weight_ptr, dx_ptr, sums_ptr, rows, channels, tiles,
     one_plus: tl.constexpr, cast_first: tl.constexpr, needs_weight: tl.constexpr, R: tl.constexpr, B: tl.constexpr,
