@@ -99,7 +99,7 @@ class PiSSA(nn.Module):
 
     def forward(self, layer: nn.Module, x: Tensor) -> Tensor:
         """What the layer and its update make of x: [..., in] to [..., out], in x's dtype."""
-        if (update := self.low_rank(layer, x.dtype)) is not None and not torch.compiler.is_compiling():
+        if not torch.compiler.is_compiling() and (update := self.low_rank(layer, x.dtype)) is not None:
             return products.updated(x, [update])[0]
         down, up = self._down_up()
         read = nn.functional.dropout(x, self.dropout, self.training)
