@@ -2,6 +2,7 @@
 where `train.recompute` is elementwise (`recipes.py`)."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,6 +28,9 @@ class _Forward:
         y = nn.LayerNorm.forward(self.module, x)
         if x.requires_grad:  # then the operator keeps x
             weights = [one for one in (self.module.weight, self.module.bias) if one is not None]
-            shape, epsilon = self.module.normalized_shape, self.module.eps
-            recipes.remember(y.detach(), lambda x, *weights: F.layer_norm(x, shape, *weights, eps=epsilon), x, *weights)
+            recipes.remember(y.detach(), partial(_again, self.module.eps), x, *weights)
         return y
+
+
+def _again(epsilon: float, x: Tensor, weight_C: Tensor, bias_C: Tensor | None = None) -> Tensor:
+    return F.layer_norm(x, weight_C.shape, weight_C, bias_C, epsilon)
