@@ -130,11 +130,14 @@ def how(data: dict[str, Any]) -> str:
 def gpu_probe(data: dict[str, Any]) -> str:
     lines = ["| measurement | what | result |", "|---|---|---|"]
     for name, each in data["probes"].items():
-        if "error" in each:
-            lines.append(f"| {name} | | not measured: {each['error'].splitlines()[-1].replace('|', ' ')} |")
-            continue
-        for number, (what, value) in enumerate(each["results"].items()):
-            lines.append(f"| {name if number == 0 else ''} | {what} | {value:,.4g} {each['unit']} |")
+        rows = [
+            (what, "cannot be done here" if value is None else f"{value:,.4g} {each['unit']}".strip())
+            for what, value in each["results"].items()
+        ]
+        rows += [("", f"ended with {each['error'].splitlines()[-1]}")] if "error" in each else []
+        lines += [
+            f"| {name if number == 0 else ''} | {' | '.join(cell.replace('|', ' ') for cell in row)} |" for number, row in enumerate(rows)
+        ]
     return "\n".join(lines)
 
 
