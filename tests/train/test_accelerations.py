@@ -5,6 +5,7 @@ import json
 from tests.step.test_forward import ALL, DOCUMENTS, TRUSTED, tuned
 from tunesmith.config import Run, Train
 from tunesmith.data.corpus.batches import make_row
+from tunesmith.models import slots
 from tunesmith.models.parts import norm
 from tunesmith.step.forward import prepare
 from tunesmith.train import folder
@@ -31,6 +32,7 @@ def test_plain_is_plain(tmp_path):
     model, found = decision(tmp_path, kernels="plain")
     assert found.record == {"on": [], "off": []} and found.warnings == ()
     assert not any("forward" in vars(module) for module in model.model.modules() if "Norm" in type(module).__name__)
+    assert all(module.plain for module in slots.placed(model).values() if hasattr(module, "low_rank"))
 
 
 def test_what_is_wrong_is_off_with_a_warning_and_stays_off_on_resume(tmp_path, monkeypatch):

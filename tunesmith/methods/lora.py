@@ -39,19 +39,20 @@ class LoRA(nn.Module):
         self.scale, self.dropout = scale, dropout
         self.A = nn.Parameter(torch.empty(rank, in_features, dtype=torch.float32, device=device))
         self.B = nn.Parameter(torch.zeros(out_features, rank, dtype=torch.float32, device=device))
+        self.plain = False  # by plain operators, with which the fast way is compared
         self._factors: dict[str, Any] = {}
 
     def forward(self, base: nn.Module, x: Tensor) -> Tensor:
         """What the layer and its update make of x: [..., in] to [..., out], in x's dtype."""
-        if (update := self.low_rank(base, x.dtype)) is not None and not torch.compiler.is_compiling():
+        if not torch.compiler.is_compiling() and (update := self.low_rank(base, x.dtype)) is not None:
             return products.updated(x, [update])[0]
         read = nn.functional.dropout(x, self.dropout, self.training)
         added = nn.functional.linear(nn.functional.linear(read, self.A.to(x.dtype)), self.B.to(x.dtype))
         return slots.own_forward(base, x) + self.scale * added
 
     def low_rank(self, base: nn.Module, dtype: torch.dtype) -> Update | None:
-        """What stands beside the layer; None where each layer drops inputs of its own and none can be computed with others."""
-        if self.dropout and self.training:
+        """What stands beside the layer; None where it is computed alone: plainly, or because each layer drops inputs of its own."""
+        if self.plain or (self.dropout and self.training):
             return None
         down_RI, up_OR = kept(self._factors, dtype, (self.A, self.B), lambda: (self.A, self.scale * self.B))
         return Update(base, self.A, self.B, down_RI, up_OR, self.scale)

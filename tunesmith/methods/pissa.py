@@ -59,6 +59,7 @@ class PiSSA(nn.Module):
         self.rounded: Callable[[Tensor], Tensor] | None = None  # over NF4: a matrix -> what its layer keeps of it, in fp32
         self.differences: dict[str, float] = {}  # over NF4: base served upon -> relative error of weights against those trained
         self._aside: Quantized | None = None  # over NF4: the codes that the layer does not hold now
+        self.plain = False  # by plain operators, with which the fast way is compared
         self._over_base: dict[str, Any] = {}  # factors as they were last computed with
         self._over_residual: dict[str, Any] = {}
 
@@ -107,8 +108,8 @@ class PiSSA(nn.Module):
         return slots.own_forward(layer, x) + self.scale * added
 
     def low_rank(self, layer: nn.Module, dtype: torch.dtype) -> Update | None:
-        """What stands beside the layer; None where each layer drops inputs of its own and none can be computed with others."""
-        if self.dropout and self.training:
+        """What stands beside the layer; None where it is computed alone: plainly, or because each layer drops inputs of its own."""
+        if self.plain or (self.dropout and self.training):
             return None
         store = self._over_base if self.rounded is None else self._over_residual
         down_KI, up_OK = kept(store, dtype, (self.A, self.B, self.A0, self.B0), self._scaled_up)

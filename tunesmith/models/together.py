@@ -7,7 +7,7 @@ a class that feeds its layers otherwise is computed right, only not faster.
 """
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -61,6 +61,12 @@ class Together:
         if self._downs is None or any(new is not old for new, old in zip(downs, self._downs[0], strict=True)):
             self._downs = downs, torch.cat(downs)
         return self._downs[1]
+
+
+def plainly(modules: Iterable[Any], plain: bool) -> None:
+    """Let each of these modules be computed alone and by plain operators, or as fast as can be."""
+    for module in modules:
+        module.plain = plain
 
 
 def stand(layers: Sequence[nn.Module], modules: Sequence[Any]) -> None:

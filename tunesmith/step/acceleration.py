@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from tunesmith.data.corpus.batches import Row
+from tunesmith.models import slots, together
 from tunesmith.models.parts import PARTS, standing
 from tunesmith.step.piece import piece
 
@@ -46,6 +47,21 @@ def _of_part(model: Any, said: str, forwards: dict[str, Any], dtype: torch.dtype
     return Acceleration(
         said, lambda: standing.stand(model, forwards), lambda: standing.step_aside(model, forwards), TOLERANCES.get(dtype, 0.06)
     )
+
+
+def of_updates(model: Any, dtype: torch.dtype) -> list[Acceleration]:
+    """The low-rank updates in the model as one function each, those of one input together; off from now on."""
+    modules = [module for module in slots.placed(model).values() if hasattr(module, "low_rank")]
+    if not modules:
+        return []
+    one = Acceleration(
+        "our own products of low-rank updates",
+        lambda: together.plainly(modules, False),
+        lambda: together.plainly(modules, True),
+        TOLERANCES.get(dtype, 0.06),
+    )
+    one.off()
+    return [one]
 
 
 def proved(forward: Any, row: Row, accelerations: Sequence[Acceleration], parameters: Mapping[str, Tensor]) -> list[str]:

@@ -12,7 +12,7 @@ from typing import Any
 from tunesmith.config import Run
 from tunesmith.data.corpus.batches import Row
 from tunesmith.methods.tuning import Tuning
-from tunesmith.step import acceleration
+from tunesmith.step import acceleration, gpu_kernels
 from tunesmith.step.acceleration import Acceleration
 from tunesmith.step.forward import Forward
 from tunesmith.train import folder
@@ -27,12 +27,17 @@ class Decision:
 
 
 def decided(out: Path, run: Run, forward: Forward, tuning: Tuning, row: Row, others: Sequence[Acceleration] = ()) -> Decision:
-    """Switch on what this run may have and what is proved on `row`: parts of our own, unless `train.kernels` is plain, and `others`."""
-    known = [*([] if run.train.kernels == "plain" else acceleration.of_parts(forward.model, forward.model.dtype)), *others]
+    """Switch on what this run may have and what is proved on `row`: our own parts and products, unless `train.kernels` is plain, and
+    `others`."""
+    model, plain = forward.model, run.train.kernels == "plain"
+    updates = acceleration.of_updates(model, model.dtype)  # these are on wherever nobody trains: off from here on
+    parts = [] if plain else acceleration.of_parts(model, model.dtype)
+    kernels = gpu_kernels.of_run(forward)
+    known = [*parts, *([] if plain else [*updates, *kernels]), *others]
     asked = [one for one in known if one.name not in _without(out)]
     warnings = acceleration.proved(forward, row, asked, tuning.parameters)
     on = [one.name for one in asked if one.is_on]
-    if run.train.recompute == "elementwise" and not any(one.name in on for one in known if one not in others):
+    if run.train.recompute == "elementwise" and not any(one.name in on for one in parts):
         warnings.append("train.recompute: elementwise saves nothing here, since none of our own parts stands in this model")
     return Decision({"on": on, "off": [one.name for one in known if one.name not in on]}, tuple(warnings))
 
