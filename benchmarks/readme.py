@@ -155,6 +155,18 @@ def methods(data: dict[str, Any]) -> str:
     return "\n".join([*lines, "", told])
 
 
+def method_steps(data: dict[str, Any]) -> str:
+    lines = ["| | tokens/s | peft's | ours over it |", "|---|---|---|---|"]
+    for name, ratio in data["ours_over_peft"].items():
+        found = data["tokens_per_second"]
+        lines.append(f"| {name} | {found[name]:.0f} | {found[f'peft {name}']:.0f} | {ratio:.2f}× |")
+    told = (
+        f"One optimizer step over {data['tokens']:,} tokens; {data['layers']} llama layers of {data['hidden']} channels, random weights, "
+        f"{data['dtype']}{', NF4' if data['nf4'] else ''}; medians of {data['repeats']} (`benchmarks/method_steps.py`)."
+    )
+    return "\n".join([*lines, "", told])
+
+
 def few_examples(data: dict[str, Any]) -> str:
     methods = list(dict.fromkeys(run["method"] for run in data["runs"]))
     lines = [f"| task | examples | {' | '.join(methods)} |", f"|---|---|{'---|' * len(methods)}"]
@@ -218,6 +230,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "gpu_probe": gpu_probe,
     "speed": speed,
     "methods": methods,
+    "method_steps": method_steps,
     "peers": peers,
     "peers_dora": peers,
     "data": data,
