@@ -46,6 +46,8 @@ if job["method"] != "full":
     file |= {"lora_rank": job["rank"], "lora_alpha": job["alpha"], "lora_target": "all", "use_dora": job["method"] == "dora"}
 if job["quantize"]:
     file |= {"quantization_bit": 4, "quantization_method": "bnb", "double_quantization": True}
+if job["template"] == "smollm2":  # its own ends with a full stop that the model's template has not
+    file["default_system"] = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
 if not (gpu and job["large"]):
     file["disable_gradient_checkpointing"] = True
 if not gpu:
