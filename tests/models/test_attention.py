@@ -8,6 +8,9 @@ from transformers import AttentionInterface
 
 from tunesmith.models import chunked_attention
 from tunesmith.models.attention import NAME, UnknownArgument, packed_attention
+from tunesmith.models.forest import forest_of
+from tunesmith.models.forest_attention import attend
+from tunesmith.models.prefix_attention import Prefix
 
 LENGTHS = (9, 1, 4, 14)
 TOKENS = sum(LENGTHS)
@@ -154,3 +157,35 @@ def test_unknown_arguments_that_are_none_and_harmless_ones_pass():
 
 def test_transformers_knows_it_by_name():
     assert AttentionInterface()[NAME] is packed_attention
+
+
+def test_a_forest_says_what_is_shared_and_keeps_keys_and_values():
+    q, k, v = made()
+    forest = forest_of(LENGTHS, (-1, 0, 0, -1))
+    forest.kept = {}
+    out, _ = packed_attention(MODULE, q, k, v, None, cu_seq_lens_q=starts(), forest=forest)
+    torch.testing.assert_close(out[0], attend(q[0], k[0], v[0], forest_of(LENGTHS, (-1, 0, 0, -1)), [], 8**-0.5))
+    assert (out - packed_attention(MODULE, q, k, v, None, cu_seq_lens_q=starts())[0]).abs().max() > 0.1
+    [(module, (keys, values))] = forest.kept.items()
+    assert module is MODULE and torch.equal(keys, k[0]) and torch.equal(values, v[0])
+    with pytest.raises(UnknownArgument, match="one module for its attention twice"):
+        packed_attention(MODULE, q, k, v, None, cu_seq_lens_q=starts(), forest=forest)
+
+
+def test_what_rows_in_front_have_kept_stands_behind_a_prefix_and_before_the_row():
+    q, k, v = made()
+    _, k2, v2 = (part[0, :, :6] * 0.5 for part in made())
+    prefix = Prefix(0, k[0, :, :3], v[0, :, :3])
+    module = torch.nn.Module()
+    prefix.attach(module)
+    forest = forest_of(LENGTHS)
+    forest.carried = ({module: (k2, v2)},)
+    out, _ = packed_attention(module, q, k, v, None, cu_seq_lens_q=starts(), forest=forest, sliding_window=8)
+    fronts = [(prefix.keys_KPE, prefix.values_KPE), (k2, v2)]
+    torch.testing.assert_close(out[0], attend(q[0], k[0], v[0], forest_of(LENGTHS), fronts, 8**-0.5, window=8))
+
+
+def test_a_class_that_changes_where_documents_begin_is_an_error():
+    q, k, v = made()
+    with pytest.raises(UnknownArgument, match="changed where documents begin"):
+        packed_attention(MODULE, q, k, v, None, cu_seq_lens_q=torch.tensor([0, TOKENS]), forest=forest_of(LENGTHS))

@@ -1,12 +1,13 @@
 """Attention behind a prefix against its definition, each document with a copy of the prefix: values and every gradient."""
 
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
 
-from tunesmith.models import prefix_attention
+from tunesmith.models import attention_cpu, forest_attention, prefix_attention
 from tunesmith.models.attention import packed_attention
 from tunesmith.models.prefix_attention import Prefix
 
@@ -106,65 +107,6 @@ def test_a_window_counts_the_positions_of_the_prefix():
         assert (gradient.abs().amax((0, 2)) > 0).tolist() == [False] * (5 - seen) + [True] * seen
 
 
-def test_the_prefix_is_not_copied_for_each_document(monkeypatch):
-    """One product over the prefix for the whole row, forward and backward, however many documents there are."""
-    sizes, flash = [], torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-
-    class Counting:
-        def __getattr__(self, name: str) -> Any:
-            def call(q: Any, k: Any, *others: Any, **named: Any) -> Any:
-                sizes.append((q.shape[2], k.shape[2]))
-                return flash(q, k, *others, **named)
-
-            return call if name == "_scaled_dot_product_flash_attention_for_cpu" else getattr(torch.ops.aten, name)
-
-    monkeypatch.setattr(prefix_attention, "_aten", Counting())
-    behind_prefix(*leaves(), STARTS, 0.3)
-    assert sizes == [(28, 5), (9, 9), (1, 1), (4, 4), (14, 14)]
-
-
-def test_nothing_is_computed_for_what_needs_no_gradient():
-    """In a model's first layer queries, keys and values come from frozen weights alone."""
-    q, k, v, prefix_k, prefix_v = leaves()
-    frozen = [tensor.detach() for tensor in (q, k, v)]
-    out = behind_prefix(*frozen, prefix_k, prefix_v, STARTS, 0.3)
-    assert out.grad_fn.needs_input_grad[:5] == (False, False, False, True, True)
-    direction = torch.randn(out.shape)
-    ours = torch.autograd.grad(out, [prefix_k, prefix_v], direction)
-    theirs = torch.autograd.grad(behind_prefix(q, k, v, prefix_k, prefix_v, STARTS, 0.3), [prefix_k, prefix_v], direction)
-    assert all(torch.equal(one, other) for one, other in zip(ours, theirs, strict=True))
-
-
-def test_the_check_of_another_devices_kernels_takes_right_ones_and_refuses_wrong_ones(monkeypatch):
-    """Here with this machine's own in place of a card's."""
-    arguments = (torch.device("cpu"), torch.bfloat16, 4, 2, 16)
-    prefix_attention._proved.cache_clear()
-    assert prefix_attention._proved(*arguments)
-    right = prefix_attention._kernels("cpu")
-
-    def wrong(*given: Any) -> Any:
-        out, lse = right[0](*given)
-        return out, lse * 1.1
-
-    monkeypatch.setattr(prefix_attention, "_kernels", lambda device: (wrong, right[1]))
-    prefix_attention._proved.cache_clear()
-    assert not prefix_attention._proved(*arguments)
-
-    def missing(*given: Any) -> Any:
-        raise NotImplementedError("no such kernel")
-
-    monkeypatch.setattr(prefix_attention, "_kernels", lambda device: (missing, missing))
-    prefix_attention._proved.cache_clear()
-    assert not prefix_attention._proved(*arguments)
-    prefix_attention._proved.cache_clear()
-
-
-def test_where_no_kernel_is_to_be_had_each_document_gets_a_copy(monkeypatch):
-    monkeypatch.setattr(prefix_attention, "_fused", lambda q, k: False)
-    compare(leaves(), 1e-5)
-    compare(leaves(), 1e-5, window=16)
-
-
 def test_a_module_with_a_prefix_attends_to_it():
     q, k, v, prefix_k, prefix_v = (tensor.detach() for tensor in leaves())
     module = torch.nn.Module()
@@ -182,25 +124,14 @@ def test_a_module_with_a_prefix_attends_to_it():
     assert torch.equal(again, without) and prefix_attention.attached(module) is None
 
 
-def test_a_cards_kernels_are_called_with_shapes_that_they_take():
-    """On the meta device, which knows the shapes of their results: whether their values are right is asked on the card itself."""
+def test_the_prefix_is_not_copied_for_each_document(monkeypatch):
+    """One product over the prefix for the whole row, however many documents there are."""
+    sizes, full = [], attention_cpu.full
 
-    def shaped(rows: int, tokens: int) -> torch.Tensor:
-        return torch.empty(tokens, rows, 16, dtype=torch.bfloat16, device="meta").transpose(0, 1)
+    def counting(q: Any, k: Any, *others: Any) -> Any:
+        sizes.append((q.shape[1], k.shape[1]))
+        return full(q, k, *others)
 
-    q, k, v, prefix_k, prefix_v = shaped(4, 28), shaped(2, 28), shaped(2, 28), shaped(2, PREFIX), shaped(2, PREFIX)
-    for keys, values, starts_q, starts_k in ((k, v, STARTS, STARTS), (prefix_k, prefix_v, (0, 28), (0, PREFIX))):
-        out, lse = prefix_attention._forward_cuda(q, keys, values, starts_q, starts_k, True, 0.3)
-        assert (out.shape, lse.shape, lse.dtype) == (q.shape, (4, 28), torch.float32)
-        gradients = prefix_attention._backward_cuda(out, q, keys, values, out, lse, starts_q, starts_k, True, 0.3)
-        assert [gradient.shape for gradient in gradients] == [q.shape, keys.shape, values.shape]
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("size", [64, 128])
-def test_a_cards_kernels_are_used_and_give_the_definition(size):
-    given = [leaf.detach().cuda().requires_grad_() for leaf in leaves(8, 2, size, torch.bfloat16)]
-    assert prefix_attention._fused(given[0], given[1])
-    ours = behind_prefix(*given, STARTS, size**-0.5)
-    theirs = plain([leaf.cpu() for leaf in given], STARTS, size**-0.5)
-    torch.testing.assert_close(ours.cpu().double(), theirs, rtol=2e-2, atol=2e-2)
+    monkeypatch.setattr(forest_attention, "CPU", replace(forest_attention.CPU, full=counting))
+    behind_prefix(*leaves(), STARTS, 0.3)
+    assert sizes == [(28, PREFIX)]

@@ -6,8 +6,8 @@ from transformers import GPT2Config, LlamaConfig, LlamaForCausalLM
 from transformers.models.llama import modeling_llama
 
 from tests.tiny_models import CONFIGS, model_class
-from tunesmith.models import attention
-from tunesmith.models.proof import LENGTHS, VOCABULARY, WINDOW, miniature, prove, row_arguments
+from tunesmith.models import attention, forest
+from tunesmith.models.proof import LENGTHS, VOCABULARY, WINDOW, miniature, prove
 
 PACKED = [
     "llama", "llama_tied", "qwen2", "qwen3", "mistral", "gemma2", "gemma3", "phi", "phi3", "mixtral", "qwen3_moe", "gpt2",
@@ -25,13 +25,13 @@ def proved(name, cls=None, prefix=False):
 @pytest.mark.parametrize("name", PACKED)
 def test_families_that_may_be_packed_and_may_stand_behind_a_prefix(name):
     found = proved(name, prefix=True)
-    assert (found.own_head, found.packed, found.behind_prefix, found.failures) == (True, True, True, ())
+    assert (found.own_head, found.packed, found.behind_prefix, found.shared, found.failures) == (True, True, True, True, ())
 
 
 @pytest.mark.parametrize("name", OWN_ATTENTION)
 def test_families_that_may_not(name):
     found = proved(name, prefix=True)
-    assert (found.own_head, found.packed, found.behind_prefix) == (True, False, False)
+    assert (found.own_head, found.packed, found.behind_prefix, found.shared) == (True, False, False, False)
     assert len(found.failures) == 1 and found.failures[0].startswith("not so for this architecture: ")
 
 
@@ -44,7 +44,7 @@ class LosesItsMask(LlamaForCausalLM):
 
     def forward(self, *args, **kwargs):
         if self.config._attn_implementation != "sdpa":
-            kwargs["cu_seq_lens_q"] = torch.tensor([0, kwargs["input_ids"].shape[1]])
+            kwargs |= {"cu_seq_lens_q": torch.tensor([0, kwargs["input_ids"].shape[1]]), "forest": None}
         return super().forward(*args, **kwargs)
 
 
@@ -198,9 +198,32 @@ def test_the_seed_of_the_run_is_left_alone():
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
-def test_row_arguments():
-    arguments = row_arguments((3, 1, 2), torch.device("cpu"))
-    assert arguments["position_ids"].tolist() == [[0, 1, 2, 0, 0, 1]]
-    assert arguments["cu_seq_lens_q"].tolist() == arguments["cu_seq_lens_k"].tolist() == [0, 3, 4, 6]
-    assert arguments["cu_seq_lens_q"].dtype == torch.int32
-    assert (arguments["max_length_q"], arguments["max_length_k"]) == (3, 3)
+class LosesTheForest(LlamaForCausalLM):
+    """Hands document starts down to its attention, and nothing that it does not know."""
+
+    def forward(self, *args, **kwargs):
+        kwargs.pop("forest", None)
+        return super().forward(*args, **kwargs)
+
+
+def test_a_class_that_loses_what_is_shared_shares_nothing(monkeypatch):
+    monkeypatch.setattr("tunesmith.models.proof.head_of", lambda model: (_ for _ in ()).throw(AttributeError("no head")))
+    assert proved("llama").shared
+    found = proved("llama", LosesTheForest)
+    assert found.packed and not found.shared
+    assert found.failures[1].startswith("not so for this architecture: what documents share, computed once, gives what they give alone")
+    assert found.failures[1].endswith("each document is computed from its first token on")
+
+
+def test_tokens_that_stand_at_other_positions_than_alone_are_caught(monkeypatch):
+    """Segments whose positions restart, as if nothing stood before them, are wrong only where something does."""
+    right = forest.positions
+    monkeypatch.setattr(forest, "positions", lambda given, first=0: right(forest.Forest(given.starts), first))
+    found = proved("llama")
+    assert found.packed and not found.shared and len(found.failures) == 1
+
+
+def test_what_is_not_to_be_shared_is_not_proved(monkeypatch):
+    monkeypatch.setattr("tunesmith.models.proof._shared", lambda *given: pytest.fail("proved"))
+    found = prove(CONFIGS["llama"](), model_class("llama"), "sdpa", share=False)
+    assert found.packed and not found.shared and found.failures == ()

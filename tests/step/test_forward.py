@@ -1,5 +1,7 @@
 """From a packed row to its loss. Against the classes' own numbers it is judged in `oracle/test_transformers.py`."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -9,7 +11,7 @@ from tunesmith.methods import lora, method
 from tunesmith.methods.settings import LoRA as Settings
 from tunesmith.models import attention
 from tunesmith.models.proof import Proof
-from tunesmith.step.forward import Forward, first_nonfinite, prepare
+from tunesmith.step.forward import Forward, Leaf, first_nonfinite, prepare
 from tunesmith.step.loss import loss_of_logits
 from tunesmith.step.recompute import recompute_blocks
 
@@ -114,6 +116,40 @@ def test_recomputing_draws_the_same_dropout_again():
     recompute_blocks(model)
     loss, found = seeded()
     assert loss == plain[0] and all(torch.equal(found[key], value) for key, value in plain[1].items())
+
+
+def test_learning_is_the_loss_and_its_backward_pass():
+    model, tuning = tuned()
+    forward = prepare(model, TRUSTED, "sdpa")
+    loss, wanted = gradients(forward, tuning)
+    for parameter in tuning.parameters.values():
+        parameter.grad = None
+    learned = forward.learn(make_row(DOCUMENTS, ALL))
+    assert learned.item() == loss and not learned.requires_grad
+    assert all(torch.equal(parameter.grad, wanted[name]) for name, parameter in tuning.parameters.items())
+
+
+def test_without_anything_trained_learning_gives_the_loss_alone():
+    forward = prepare(tiny("llama"), TRUSTED, "sdpa")
+    row = make_row(DOCUMENTS, ALL)
+    assert forward.learn(row).item() == forward.loss(row).item()
+
+
+def test_gradients_of_one_tensor_by_several_graphs_are_added_up_in_fp32():
+    source = torch.ones(4, dtype=torch.bfloat16, requires_grad=True) * 1
+    leaf = Leaf(source)
+    for _ in range(300):
+        (leaf.tensor * 1).sum().backward()
+    gradient = leaf.gradient()
+    assert gradient is not None and gradient.dtype == torch.bfloat16
+    assert gradient.tolist() == [300.0] * 4, "in bf16 the sum would stand still at 256"
+    assert Leaf(source.detach()).gradient() is None and not Leaf(source.detach()).tensor.requires_grad
+
+
+def test_rows_that_share_where_they_may_not_be_packed_are_our_own_mistake():
+    forward = prepare(tiny("llama"), Proof(True, False, ()), "sdpa")
+    with pytest.raises(AssertionError, match="only where they may be packed"):
+        forward.loss(replace(make_row(DOCUMENTS, [0, 1]), parents=(-1, 0)))
 
 
 def test_a_row_in_which_nothing_is_learned():

@@ -67,6 +67,8 @@ def packed_attention(
         raise UnknownArgument("keys and queries are not as many")
     if forest is None:
         forest = Forest(tuple(cu_seq_lens_q.tolist()))
+    elif len(cu_seq_lens_q) != len(forest.starts):  # their values are on the device: to read them would wait for it
+        raise UnknownArgument("the class has changed where documents begin")
     out_THE = attend(
         q_BHTE[0], k_BKTE[0], v_BKTE[0], forest, _fronts(module, forest, q_BHTE.dtype),
         scaling if scaling is not None else q_BHTE.shape[-1] ** -0.5, window=sliding_window, softcap=softcap, sinks_H=s_aux,

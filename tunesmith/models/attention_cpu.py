@@ -44,9 +44,7 @@ class Division:
     back_k: Tensor  # [M·K]
 
 
-def causal(
-    q_HTE: Tensor, k_KTE: Tensor, v_KTE: Tensor, forest: Forest, scale: float, window: int | None = None
-) -> tuple[Tensor, Tensor]:
+def causal(q_HTE: Tensor, k_KTE: Tensor, v_KTE: Tensor, forest: Forest, scale: float, window: int | None = None) -> tuple[Tensor, Tensor]:
     """Each segment over itself: output [T, H, E] and lse [H, T]."""
     assert window is None, "the operator knows no window"
     division = _division(forest, q_HTE.shape[0], k_KTE.shape[0])
@@ -57,8 +55,8 @@ def causal(
         out, lse_HT[:, at] = _flash(q_HTE[:, at], k_KTE[:, at], v_KTE[:, at], True, scale)
         out_THE[at].unflatten(1, out.shape[:2]).copy_(out.permute(2, 0, 1, 3))
     if division.together:
-        given = [_rows(part) for part in (q_HTE, k_KTE, v_KTE)]
-        outs, lses = zip(*[_softmax(*given, together, scale) for together in division.together], strict=True)
+        q, k, v = (_rows(part) for part in (q_HTE, k_KTE, v_KTE))
+        outs, lses = zip(*[_softmax(q, k, v, together, scale) for together in division.together], strict=True)
         out_MHE = torch.cat(outs).index_select(0, division.back_q).view(-1, *out_THE.shape[1:])
         lse_MH = torch.cat(lses).index_select(0, division.back_q).view(-1, out_THE.shape[1])
         out_THE.index_copy_(0, division.tokens_M, out_MHE.to(out_THE.dtype))
@@ -72,7 +70,9 @@ def causal_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of queries, keys and values, [H, T, E] and [K, T, E], laid out as [T, H, E] and [T, K, E]."""
     division = _division(forest, q_HTE.shape[0], k_KTE.shape[0])
-    dq_THE, dk_TKE, dv_TKE = (torch.empty_like(part.transpose(0, 1), memory_format=torch.contiguous_format) for part in (q_HTE, k_KTE, v_KTE))
+    dq_THE, dk_TKE, dv_TKE = (
+        torch.empty_like(part.transpose(0, 1), memory_format=torch.contiguous_format) for part in (q_HTE, k_KTE, v_KTE)
+    )
     for begin, end in division.alone:
         at = slice(begin, end)
         given = (gradient_THE[at], q_HTE[:, at], k_KTE[:, at], v_KTE[:, at], out_THE[at], lse_HT[:, at])
@@ -81,9 +81,9 @@ def causal_backward(
         torch.sum(dk.permute(2, 0, 1, 3), 2, out=dk_TKE[at])
         torch.sum(dv.permute(2, 0, 1, 3), 2, out=dv_TKE[at])
     if division.together:
-        rows = [_rows(part) for part in (gradient_THE.transpose(0, 1), q_HTE, k_KTE, v_KTE, out_THE.transpose(0, 1))]
+        gradient, q, k, v, out = (_rows(part) for part in (gradient_THE.transpose(0, 1), q_HTE, k_KTE, v_KTE, out_THE.transpose(0, 1)))
         lse = lse_HT.t().reshape(-1)
-        found = [_softmax_backward(*rows, lse, together, scale) for together in division.together]
+        found = [_softmax_backward(gradient, q, k, v, out, lse, together, scale) for together in division.together]
         backs = (division.back_q, division.back_k, division.back_k)
         for into, parts, back in zip((dq_THE, dk_TKE, dv_TKE), zip(*found, strict=True), backs, strict=True):
             part = torch.cat(parts).index_select(0, back).view(-1, *into.shape[1:])
@@ -159,7 +159,14 @@ def _softmax(q_rows: Tensor, k_rows: Tensor, v_rows: Tensor, together: Together,
 
 
 def _softmax_backward(
-    gradient_rows: Tensor, q_rows: Tensor, k_rows: Tensor, v_rows: Tensor, out_rows: Tensor, lse_rows: Tensor, together: Together, scale: float
+    gradient_rows: Tensor,
+    q_rows: Tensor,
+    k_rows: Tensor,
+    v_rows: Tensor,
+    out_rows: Tensor,
+    lse_rows: Tensor,
+    together: Together,
+    scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Rows of the gradients of queries [K·N·G·L, E], keys and values [K·N·L, E]."""
     batch = together.filling.shape[0]

@@ -9,7 +9,6 @@ Shapes: T tokens of the row, H query heads, K key/value heads, E head size, Q qu
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import torch
 from torch import Tensor

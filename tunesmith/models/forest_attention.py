@@ -60,16 +60,19 @@ def attend(
     kernels = kernels_for(q_HTE, k_KTE)
     given = (q_HTE, k_KTE, v_KTE)
     before = sum(k_KPE.shape[1] for k_KPE, _ in fronts)
-    fused, special = ([], _filled(forest)) if kernels is None or softcap is not None or sinks_H is not None else _split(forest, before, window)
-    if kernels is not None and not special:
-        return _merged(kernels, *given, forest, fronts, scale)
-    if kernels is not None and kernels.windows and not (before or forest.parents or softcap or sinks_H is not None):
-        return _merged(kernels, *given, forest, fronts, scale, window)
+    if kernels is None or softcap is not None or sinks_H is not None:
+        fused, special = list[int](), _filled(forest)
+    else:
+        fused, special = _split(forest, before, window)
+        if not special:
+            return _merged(kernels, *given, forest, fronts, scale)
+        if kernels.windows and not (before or forest.parents):
+            return _merged(kernels, *given, forest, fronts, scale, window)
     pieces: dict[int, Tensor] = {}
     if kernels is not None and fused:  # a forest again: whoever sees all of its path has ancestors that do
         part = forest.once(("fused", window, before), lambda: forest.part(fused))
-        taken = [torch.cat([whole[:, slice(*forest.segments[s])] for s in fused], dim=1) for whole in given]
-        out_THE = _merged(kernels, *taken, part, fronts, scale)
+        q, k, v = (torch.cat([whole[:, slice(*forest.segments[s])] for s in fused], dim=1) for whole in given)
+        out_THE = _merged(kernels, q, k, v, part, fronts, scale)
         pieces |= {s: out_THE[slice(*at)] for s, at in zip(fused, part.segments, strict=True)}
     for segment in special:
         pieces[segment] = _by_definition(*given, forest, segment, fronts, scale, window, softcap, sinks_H)
@@ -97,8 +100,9 @@ def chosen(device: torch.device, dtype: torch.dtype, heads: int, kept: int, size
 
 
 def _of_candidate(candidate: attention_cuda.Candidate) -> Kernels:
-    functions = (attention_cuda.causal, attention_cuda.causal_backward, attention_cuda.full, attention_cuda.full_backward)
-    return Kernels(candidate.name, *(partial(function, candidate) for function in functions), together=True, windows=candidate.windows)
+    functions: tuple[Any, ...] = (attention_cuda.causal, attention_cuda.causal_backward, attention_cuda.full, attention_cuda.full_backward)
+    causal, causal_backward, full, full_backward = (partial(function, candidate) for function in functions)
+    return Kernels(candidate.name, causal, causal_backward, full, full_backward, together=True, windows=candidate.windows)
 
 
 def note(device: torch.device, dtype: torch.dtype, heads: int, kept: int, size: int) -> str:
@@ -120,22 +124,22 @@ def agrees(kernels: Kernels, device: torch.device, dtype: torch.dtype, heads: in
     def drawn(rows: int, tokens: int) -> Tensor:
         return torch.randn(rows, tokens, size, generator=generator).to(device, dtype).requires_grad_()
 
-    forest, scale = forest_of((40, 9, 70, 1, 30, 5), (-1, 0, 1, 0, -1, 4)), size**-0.5
-    leaves = [drawn(heads, 155), drawn(kept, 155), drawn(kept, 155), drawn(kept, 5), drawn(kept, 5)]
-    cases: list[tuple[Forest, int | None, int]] = [(forest, None, 5), (forest_of((40, 9, 106)), None, 3)]
-    cases += [(forest_of((40, 9, 106)), 20, 3)] if kernels.windows else []
-    for shape, window, count in cases:
-        try:
-            with torch.enable_grad():
-                ours = _merged(kernels, *leaves[:3], shape, [tuple(leaves[3:])] if count == 5 else [], scale, window)
-                direction = torch.randn(ours.shape, generator=generator).to(ours)
-                found = [ours, *torch.autograd.grad(ours, leaves[:count], direction)]
-        except (RuntimeError, NotImplementedError, TypeError):
-            return False
+    q, k, v, *front = [drawn(rows, tokens) for rows, tokens in ((heads, 155), (kept, 155), (kept, 155), (kept, 5), (kept, 5))]
+    shared, alone, scale = forest_of((40, 9, 70, 1, 30, 5), (-1, 0, 1, 0, -1, 4)), forest_of((40, 9, 106)), size**-0.5
+    cases: list[tuple[Forest, int | None, list[Tensor]]] = [(shared, None, front), (alone, None, [])]
+    cases += [(alone, 20, [])] if kernels.windows else []
+    for forest, window, front in cases:
+        leaves = [q, k, v, *front]
         with torch.enable_grad():
-            exact = [leaf.detach().double().requires_grad_() for leaf in leaves[:count]]
-            fronts = [tuple(exact[3:])] if count == 5 else []
-            pieces = [_by_definition(*exact[:3], shape, s, fronts, scale, window) for s in _filled(shape)]
+            try:
+                ours = _merged(kernels, q, k, v, forest, [tuple(front)] if front else [], scale, window)
+                direction = torch.randn(ours.shape, generator=generator).to(ours)
+                found = [ours, *torch.autograd.grad(ours, leaves, direction)]
+            except (RuntimeError, NotImplementedError, TypeError):
+                return False
+            exact = [leaf.detach().double().requires_grad_() for leaf in leaves]
+            fronts = [tuple(exact[3:])] if front else []
+            pieces = [_by_definition(exact[0], exact[1], exact[2], forest, s, fronts, scale, window) for s in _filled(forest)]
             theirs = torch.cat(pieces)
             wanted = [theirs, *torch.autograd.grad(theirs, exact, direction.double())]
         if not all((one.double() - other).norm() <= 0.02 * other.norm() for one, other in zip(found, wanted, strict=True)):
@@ -261,10 +265,12 @@ class _Merged(torch.autograd.Function):
         whole = slice(0, forest.tokens)
         for keys_KPE, values_KPE in zip(fronts[::2], fronts[1::2], strict=True):
             offsets = _in_front(kernels, forest, keys_KPE.shape[1], q.device)
-            _merge(out_THE, lse_HT, *kernels.full(q, keys_KPE, values_KPE, offsets, scale), whole)
+            part_THE, part_HT = kernels.full(q, keys_KPE, values_KPE, offsets, scale)
+            _merge(out_THE, lse_HT, part_THE, part_HT, whole)
         for level in levels:
             keys, values = _taken(k, level.keys, 1), _taken(v, level.keys, 1)
-            _merge(out_THE, lse_HT, *kernels.full(_taken(q, level.queries, 1), keys, values, level.offsets, scale), level.queries)
+            part_QHE, part_HQ = kernels.full(_taken(q, level.queries, 1), keys, values, level.offsets, scale)
+            _merge(out_THE, lse_HT, part_QHE, part_HQ, level.queries)
         out_THE = out_THE.to(q.dtype)
         ctx.save_for_backward(q, k, v, out_THE, lse_HT, *fronts)
         return out_THE

@@ -48,12 +48,10 @@ class Forward:
         self.head = head_of(self.model) if self.own_head and self.score is None else None
 
     def weight(self, row: Row) -> float:
-        """What a sum of losses over the row and those behind it is divided by for their mean: learned tokens, or weights of labels."""
+        """What a sum of losses over the row's own is divided by for their mean: its learned tokens, or the weights of its labels."""
         if self.score is None or self.score.class_weights_L is None:
-            own = float(len(row.targets_N))
-        else:
-            own = self.score.class_weights_L[row.targets_N].sum().item()
-        return own + sum(self.weight(other) for other in row.behind)
+            return float(len(row.targets_N))
+        return self.score.class_weights_L[row.targets_N].sum().item()
 
     def loss(self, row: Row, scale: float = 1.0, head_gradient_VC: Tensor | None = None) -> Tensor:
         """scale · summed cross entropy of the learned tokens or labels of the row and those behind it, all in one graph; see
@@ -76,7 +74,7 @@ class Forward:
         total, weight, count = torch.zeros((), dtype=torch.float64), 0.0, 0
         for row in rows:
             total += self.loss(row).double().cpu()
-            weight += self.weight(row)
+            weight += sum(self.weight(each) for each in flat([row]))
             count += sum(len(each.targets_N) for each in flat([row]))
         return (total / (weight or 1.0)).item(), count
 
@@ -90,7 +88,8 @@ class Forward:
         self, row: Row, scale: float, head_gradient_VC: Tensor | None, gathered: Callable[[], None], carried: tuple[Carried, ...]
     ) -> Tensor:
         loss, kept = self._own(row, scale, head_gradient_VC, carried)
-        total, outputs, gradients = loss.detach(), [loss], [None]
+        total, outputs = loss.detach(), [loss]
+        gradients: list[Tensor | None] = [None]
         if row.behind:
             leaves = {module: (Leaf(keys), Leaf(values)) for module, (keys, values) in kept.fronts.items()}
             fronts = {module: (keys.tensor, values.tensor) for module, (keys, values) in leaves.items()}
@@ -106,9 +105,7 @@ class Forward:
         gathered()
         return total
 
-    def _own(
-        self, row: Row, scale: float, head_gradient_VC: Tensor | None, carried: tuple[Carried, ...]
-    ) -> tuple[Tensor, Carried]:
+    def _own(self, row: Row, scale: float, head_gradient_VC: Tensor | None, carried: tuple[Carried, ...]) -> tuple[Tensor, Carried]:
         """The loss of a row's own learned tokens, and what it keeps for those behind it."""
         assert self.packed or not (row.parents or row.behind or carried), "rows share only where they may be packed"
         device = self.model.device
