@@ -125,9 +125,10 @@ def test_targets_at_the_edges_of_the_vocabulary_and_huge_logits():
 
 def test_chunks_fit_their_budget(monkeypatch):
     monkeypatch.setattr(losses, "_BUDGET_BYTES", 64 * 1024**2)
-    assert chunk_rows(49152, "cpu") == 336 and 336 * 49152 * 4 <= 64 * 1024**2
+    assert chunk_rows(49152, "cpu", trained=True) == 336 and 336 * 49152 * 4 <= 64 * 1024**2
+    assert chunk_rows(49152, "cpu") == 80 and chunk_rows(151_936, "cpu") == 64, "no more than is as fast"
     assert chunk_rows(256_000, "cpu") == 64 and chunk_rows(10**9, "cpu") == 16
-    assert chunk_rows(49152, "cuda") > chunk_rows(49152, "cpu")
+    assert chunk_rows(49152, "cuda") > chunk_rows(49152, "cpu") == chunk_rows(49152, "meta")
 
 
 def test_the_same_number_from_a_classs_own_logits():

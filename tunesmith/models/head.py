@@ -18,7 +18,8 @@ from tunesmith.models import slots
 class Head:
     """logits = softcap · tanh(scale · (h·Wᵀ + b) / softcap)
 
-    Where an adapter stands at the head, `placed` gives what stands in the inner brackets, and depends on `trained`.
+    Where an adapter stands at the head, `placed` gives what stands in the inner brackets, and depends on `trained`. With `in_place`
+    a GPU kernel makes the loss, and the gradient where the logits stood (`models/kernels/cross_entropy.py`).
     """
 
     weight_VC: Tensor
@@ -27,6 +28,7 @@ class Head:
     softcap: float | None
     placed: Callable[[Tensor], Tensor] | None = None
     trained: tuple[nn.Parameter, ...] = ()
+    in_place: bool = False
 
     def logits(self, h_NC: Tensor) -> Tensor:
         """[N, C] hidden states to [N, V] logits in the model's dtype."""

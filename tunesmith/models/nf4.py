@@ -77,12 +77,17 @@ def _quantize_on_cpu(weight_OI: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def dequantize(q: Quantized, shape: tuple[int, int], dtype: torch.dtype, out: Tensor | None = None) -> Tensor:
-    """The matrix [out, in] that the codes stand for; written into `out`, where it is given and the device can."""
-    if gpu.available(q.codes_OI.device) and type(q.codes_OI) in (Tensor, nn.Parameter) and _kernel_holds(q, shape, dtype):
+    """The matrix [out, in] that the codes stand for; written into `out`, where it is given and a kernel can."""
+    if _has_kernel(q.codes_OI) and _kernel_holds(q, shape, dtype):
         out = torch.empty(shape, dtype=dtype, device=q.codes_OI.device) if out is None else out
         _by_kernel(q, out)
         return out
     return _by_bitsandbytes(q, shape, dtype)
+
+
+def _has_kernel(codes_OI: Tensor) -> bool:
+    """On a GPU, and with numbers in it: a tracer's tensors have none."""
+    return _WANTED[0] and gpu.available(codes_OI.device) and type(codes_OI) in (Tensor, nn.Parameter)
 
 
 def _by_bitsandbytes(q: Quantized, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
@@ -104,6 +109,12 @@ def _by_kernel(q: Quantized, out: Tensor) -> None:
 
 
 _HOLDS: dict[tuple[torch.device, torch.dtype, bool], bool] = {}
+_WANTED = [True]
+
+
+def use_kernel(wanted: bool) -> None:
+    """Whether a GPU's own kernel may be used at all; it is, unless somebody says no."""
+    _WANTED[0] = wanted
 
 
 def _kernel_holds(q: Quantized, shape: tuple[int, int], dtype: torch.dtype) -> bool:
@@ -214,8 +225,8 @@ class Nf4Linear(nn.Module):
             if self._dense.codes == self._state():
                 return self._dense.weight_OI
             self._dense = None
-        shape, device = (self.out_features, self.in_features), self.weight.device
-        out = workspace.lend(shape, self.dtype, device) if gpu.available(device) else None
+        shape = self.out_features, self.in_features
+        out = workspace.lend(shape, self.dtype, self.weight.device) if _has_kernel(self.weight) else None
         return dequantize(self.quantized(), shape, self.dtype, out)
 
     def _state(self) -> tuple[int, ...]:

@@ -7,6 +7,7 @@ gradient is added up in fp32, chunk by chunk, into a buffer of the caller's.
 Shapes: N learned positions, C channels, V vocabulary, R rows of a chunk.
 """
 
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -17,8 +18,11 @@ from tunesmith.models.head import Head
 from tunesmith.models.score import Score
 from tunesmith.step.placed_head import placed_loss
 
-_BUDGET_BYTES = 64 * 1024**2  # fp32 logits of one chunk
+_BUDGET_BYTES = 64 * 1024**2  # fp32 logits of one chunk, at most
+_FEW_BYTES = 16 * 1024**2  # what is enough on a CPU: products are as fast as with more, and two or three such chunks stand at once
+_FEW_ROWS = 64  # but with fewer positions than this a product waits for the head's matrix to be read
 _BUDGET_BYTES_GPU = 512 * 1024**2
+META_STANDS_FOR: ContextVar[str] = ContextVar("META_STANDS_FOR", default="cpu")  # the device type that a rehearsal is for
 
 
 def learned_loss(h_NC: Tensor, targets_N: Tensor, head: Head, scale: float = 1.0, head_gradient_VC: Tensor | None = None) -> Tensor:
@@ -43,26 +47,24 @@ class _LearnedLoss(torch.autograd.Function):
         dh_NC = torch.empty_like(h_NC) if ctx.needs_input_grad[0] else None
         dbias_V = torch.zeros_like(bias_V, dtype=torch.float32) if bias_V is not None and ctx.needs_input_grad[1] else None
         total = torch.zeros((), dtype=torch.float32, device=h_NC.device)
-        rows = chunk_rows(head.weight_VC.shape[0], h_NC.device.type)
+        rows = chunk_rows(head.weight_VC.shape[0], h_NC.device.type, trained=head_gradient_VC is not None)
         factor = head.scale * scale  # laid on what the products give: a pass over the logits themselves costs more than all of that
         for begin in range(0, h_NC.shape[0], rows):
-            h_RC, targets_R1 = h_NC[begin : begin + rows], targets_N[begin : begin + rows, None]
-            logits_RV = head.logits(h_RC)
-            logp_RV = torch.log_softmax(logits_RV, dim=-1, dtype=torch.float32)
-            total -= logp_RV.gather(1, targets_R1).sum()
-            if not wants_gradient:
+            h_RC = h_NC[begin : begin + rows]
+            loss, d_RV = (_by_kernel if head.in_place else _plain)(h_RC, targets_N[begin : begin + rows], head, wants_gradient)
+            total += loss
+            if d_RV is None:
                 continue
-            d_RV = logp_RV.exp_()
-            d_RV.scatter_add_(1, targets_R1, torch.full(targets_R1.shape, -1.0, device=h_NC.device))
-            if head.softcap is not None:
-                d_RV.mul_(1 - (logits_RV.float() / head.softcap).square_())
             if dbias_V is not None:
-                dbias_V.add_(d_RV.sum(0), alpha=factor)
+                dbias_V.add_(d_RV.sum(0, dtype=torch.float32), alpha=factor)
             d_RV = d_RV.to(h_NC.dtype)
             if dh_NC is not None:
                 torch.mm(d_RV, head.weight_VC, out=dh_NC[begin : begin + rows])
             if head_gradient_VC is not None:
-                head_gradient_VC.add_(d_RV.T @ h_RC, alpha=factor)
+                if d_RV.dtype == torch.float32:
+                    head_gradient_VC.addmm_(d_RV.T, h_RC, alpha=factor)
+                else:
+                    head_gradient_VC.add_(d_RV.T @ h_RC, alpha=factor)
         if dh_NC is not None:
             dh_NC.mul_(factor)
         ctx.gradients = (dh_NC, None if dbias_V is None or bias_V is None else dbias_V.to(bias_V.dtype))
@@ -74,10 +76,37 @@ class _LearnedLoss(torch.autograd.Function):
         return dh_NC, dbias_V, None, None, None, None
 
 
-def chunk_rows(vocabulary: int, device_type: str) -> int:
-    """Positions whose fp32 logits fit the budget, a multiple of 16, at least 16."""
-    budget = _BUDGET_BYTES if device_type == "cpu" else _BUDGET_BYTES_GPU
-    return max(16, budget // (4 * vocabulary) // 16 * 16)
+def _plain(h_RC: Tensor, targets_R: Tensor, head: Head, wants_gradient: bool) -> tuple[Tensor, Tensor | None]:
+    """Σ -log p(target) of a chunk, and its gradient by scale · (h·Wᵀ + b), both in fp32."""
+    logits_RV = head.logits(h_RC)
+    logp_RV = torch.log_softmax(logits_RV, dim=-1, dtype=torch.float32)
+    loss = -logp_RV.gather(1, targets_R[:, None]).sum()
+    if not wants_gradient:
+        return loss, None
+    d_RV = logp_RV.exp_()
+    d_RV.scatter_add_(1, targets_R[:, None], torch.full((len(targets_R), 1), -1.0, device=h_RC.device))
+    if head.softcap is not None:
+        d_RV.mul_(1 - (logits_RV.float() / head.softcap).square_())
+    return loss, d_RV
+
+
+def _by_kernel(h_RC: Tensor, targets_R: Tensor, head: Head, wants_gradient: bool) -> tuple[Tensor, Tensor | None]:
+    """The same on a GPU: the gradient in the logits' dtype and memory, rounded once, as it is below for the products."""
+    from tunesmith.models.kernels.cross_entropy import cross_entropy_
+
+    logits_RV = F.linear(h_RC, head.weight_VC, head.bias_V)
+    loss = cross_entropy_(logits_RV, targets_R, 1.0, head.scale, head.softcap, wants_gradient)
+    return loss, logits_RV if wants_gradient else None
+
+
+def chunk_rows(vocabulary: int, device_type: str, trained: bool = False) -> int:
+    """Positions whose fp32 logits fit the budget, a multiple of 16, at least 16. With a `trained` head each chunk goes over the head's
+    gradient once more: as many as the budget holds."""
+    kind, each = META_STANDS_FOR.get() if device_type == "meta" else device_type, 4 * vocabulary
+    if kind != "cpu":
+        return max(16, _BUDGET_BYTES_GPU // each // 16 * 16)
+    most = _BUDGET_BYTES // each
+    return max(16, (most if trained else min(most, max(_FEW_BYTES // each, _FEW_ROWS))) // 16 * 16)
 
 
 def loss_of_logits(logits_TV: Tensor, hidden_N: Tensor, targets_N: Tensor, scale: float = 1.0) -> Tensor:
