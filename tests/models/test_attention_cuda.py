@@ -82,3 +82,23 @@ def test_calls_fit_the_operators_schemas(candidate, monkeypatch):
 def test_the_candidates_functions_have_one_shape():
     for candidate in CANDIDATES:
         assert len(inspect.signature(candidate.forward).parameters) == 7 and len(inspect.signature(candidate.backward).parameters) == 10
+
+
+@pytest.mark.parametrize("before", [(False, False), (True, True)])
+def test_backward_kernels_are_told_to_sum_in_one_order_and_nobody_else_is(before, monkeypatch):
+    seen, (mode, warn_only) = [], before
+    q, k, v = (torch.zeros(rows, 13, 16) for rows in (4, 2, 2))
+
+    def backward(gradient, q, k, v, *others):
+        seen.append((torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()))
+        raise RuntimeError("no such order")
+
+    candidate = attention_cuda.Candidate("a card", FLASH.forward, backward, True, (0, 0), 1)
+    torch.use_deterministic_algorithms(mode, warn_only=warn_only)
+    try:
+        with pytest.raises(RuntimeError, match="no such order"):
+            causal_backward(candidate, q.transpose(0, 1), q, k, v, q.transpose(0, 1), q[..., 0], forest_of((9, 4)), 0.3, None)
+        after = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert seen == [(True, False)] and after == before and torch.utils.deterministic.fill_uninitialized_memory

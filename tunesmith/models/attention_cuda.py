@@ -6,7 +6,8 @@ and shape of heads, values and gradients, is taken. Functions have the shapes of
 Shapes: T tokens of the row, H query heads, K key/value heads, E head size, Q queries and S keys of all stretches of a call.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -98,6 +99,23 @@ def _cudnn_backward(
     return found
 
 
+@contextmanager
+def repeatable() -> Iterator[None]:
+    """Backward kernels sum in one order, so that a resumed run repeats an undisturbed one to the bit; one that cannot raises.
+
+    The public switch would also change the compiler's configuration, which compiled blocks are keyed by.
+    """
+    mode, warn_only = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    filled = torch._C._get_deterministic_fill_uninitialized_memory()
+    torch._C._set_deterministic_algorithms(True, warn_only=False)
+    torch._C._set_deterministic_fill_uninitialized_memory(False)  # the kernels write all that they allocate
+    try:
+        yield
+    finally:
+        torch._C._set_deterministic_algorithms(mode, warn_only=warn_only)
+        torch._C._set_deterministic_fill_uninitialized_memory(filled)
+
+
 # cuDNN's kernel knows the newer cards' own instructions, torch's flash kernel does not
 CANDIDATES = (
     Candidate("cuDNN", _cudnn_forward, _cudnn_backward, False, (9, 0), 8),
@@ -118,7 +136,8 @@ def causal_backward(
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """Gradients of queries, keys and values, [H, T, E] and [K, T, E]."""
     given, at = _by_token(q_HTE, k_KTE, v_KTE), _segments(forest, q_HTE.device)
-    found = candidate.backward(gradient_THE.contiguous(), *given, out_THE.contiguous(), lse_HT, at, True, scale, window)
+    with repeatable():
+        found = candidate.backward(gradient_THE.contiguous(), *given, out_THE.contiguous(), lse_HT, at, True, scale, window)
     return tuple(part.transpose(0, 1) for part in found)
 
 
@@ -133,7 +152,8 @@ def full_backward(
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """Gradients of queries [H, Q, E], keys and values [K, S, E]."""
     given = _by_token(q_HQE, k_KSE, v_KSE)
-    found = candidate.backward(gradient_QHE.contiguous(), *given, out_QHE.contiguous(), lse_HQ, at, False, scale, None)
+    with repeatable():
+        found = candidate.backward(gradient_QHE.contiguous(), *given, out_QHE.contiguous(), lse_HQ, at, False, scale, None)
     return tuple(part.transpose(0, 1) for part in found)
 
 
