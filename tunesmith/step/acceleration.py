@@ -84,6 +84,11 @@ def proved(forward: Any, row: Row, accelerations: Sequence[Acceleration], parame
     return [said for one in accelerations if (said := _refusal([one], found, plain))]
 
 
+def gradients(forward: Any, row: Row, parameters: Mapping[str, Tensor]) -> None:
+    """Make the loss and gradients of a piece of a row, for what watches them; nothing of it is kept."""
+    _gradients(forward, piece(row, forward.model.get_input_embeddings().weight.shape[0]), _watched(parameters))
+
+
 def _refusal(accelerations: Sequence[Acceleration], found: Callable[[], dict[str, Tensor]], plain: dict[str, Tensor]) -> str:
     """Switch them on; why they cannot stay on, or an empty text. What cannot stay is off again."""
     names = _names(accelerations)
@@ -99,7 +104,7 @@ def _refusal(accelerations: Sequence[Acceleration], found: Callable[[], dict[str
         if difference <= tolerance:
             return ""
         said = (
-            f"{names} gives something else on this run's first batch than the plain way (relative difference {difference:.1e} at {name}, "
+            f"{names} give something else on this run's first batch than the plain way (relative difference {difference:.1e} at {name}, "
             f"{tolerance:.0e} would be rounding); the plain way is taken"
         )
     for one in accelerations:
