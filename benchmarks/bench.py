@@ -84,9 +84,8 @@ def measure(
         return line | {"error": str(error)}
     if "error" in found:
         return None if "not installed within" in found["error"] else line | found
-    beside = [each for each in ledger.read(log, place.level) if (each.get("case"), each.get("contender")) == (name, case.contenders[0])]
     try:
-        found["gate"] = jobs.judged(found, case, job, place, jobs.median_losses(beside), max(60.0, arguments.seconds))
+        found["gate"] = jobs.judged(found, case, job, place, max(60.0, arguments.seconds))
     except Failed as error:
         found["gate"] = {"agrees": False, "why": f"no reference: {str(error).splitlines()[-1]}", "largest": None}
     return line | found
@@ -101,7 +100,7 @@ def prepared(name: str, case: Case, contender: str, place: Place, data: Path | N
         file = rows.make(case, count, data, model, place.work / f"{name}-{count}")
         counted = rows.count(case, file, model)
         if key[1]:
-            facts = {field: value for field, value in dataclasses.asdict(counted).items() if field not in ("begin", "labels")}
+            facts = {field: value for field, value in dataclasses.asdict(counted).items() if field not in ("begin", "labels", "ids")}
             made_up = case.rows not in ("shared_prefix", "chats") and not rows.found(case, data)
             facts |= {"model": case.model, "rows_per_step": case.per_step(place.level, True), "made_up": made_up}
             facts |= {"one_in": case.one_in.get(place.level, 1)}

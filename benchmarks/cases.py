@@ -37,11 +37,9 @@ class Case:
 
 OURS = "tunesmith"
 EVERYONE = (OURS, "trl-default", "trl-best", "llamafactory-default", "llamafactory-best")
-NOT_TORCHTUNE = (
-    OURS, "trl-default", "trl-best", "llamafactory-default", "llamafactory-best",
-    "axolotl-default", "axolotl-best", "unsloth-default", "unsloth-best",
+EVERYONE_GPU = (
+    *EVERYONE, "axolotl-default", "axolotl-best", "unsloth-default", "unsloth-best", "torchtune-best",
 )  # fmt: skip
-EVERYONE_GPU = (*NOT_TORCHTUNE, "torchtune-best")
 INSTRUCTIONS = {"smoke": 4, "quick": 32, "full": 64}
 FEWER = {"smoke": 4, "quick": 16, "full": 64}
 TWICE = {"smoke": 2, "quick": 2, "full": 4}
@@ -81,7 +79,7 @@ CASES: dict[str, Case] = {
     ),
     "8b-qlora": Case(
         title="Llama-3.1-8B shape, QLoRA r16, rows of 16k tokens", suite="gpu", rows="chats", counts=CHATS, rows_per_step=32,
-        model="llama-3.1-8b", rank=16, quantize=True, row_tokens=16384, contenders=(*NOT_TORCHTUNE, "tunesmith-16bit"), replayed={"gpu": 2},
+        model="llama-3.1-8b", rank=16, quantize=True, row_tokens=16384, contenders=(*EVERYONE_GPU, "tunesmith-16bit"), replayed={"gpu": 2},
     ),
     "8b-qlora-2k": Case(
         title="Llama-3.1-8B shape, QLoRA r16, rows of 2k tokens, smallest memory", suite="gpu", rows="chats",
@@ -90,7 +88,7 @@ CASES: dict[str, Case] = {
     ),
     "qwen3-8b-lora": Case(
         title="Qwen3-8B shape, LoRA r16", suite="gpu", rows="chats", counts=CHATS, rows_per_step=32, model="qwen3-8b", rank=16,
-        row_tokens=4096, contenders=NOT_TORCHTUNE, replayed={"gpu": 1},
+        row_tokens=4096, contenders=EVERYONE_GPU, replayed={"gpu": 1},
     ),
     "1b-lora": Case(
         title="Llama-3.2-1B shape, LoRA r16", suite="gpu", rows="chats", counts=CHATS, rows_per_step=32, model="llama-3.2-1b", rank=16,
@@ -98,7 +96,7 @@ CASES: dict[str, Case] = {
     ),
     "135m-lora": Case(
         title="SmolLM2-135M shape, LoRA r16", suite="gpu", rows="chats", counts=CHATS, rows_per_step=32, model="smollm2-135m", rank=16,
-        row_tokens=8192, contenders=NOT_TORCHTUNE, replayed={"gpu": 2},
+        row_tokens=8192, contenders=EVERYONE_GPU, replayed={"gpu": 2},
     ),
     "8b-full": Case(
         title="Llama-3.1-8B shape, full tuning, optimizer in backward", suite="gpu", rows="chats", counts={"smoke": 4, "gpu": 32},

@@ -10,14 +10,14 @@ from pathlib import Path
 PINS: dict[str, list[str]] = {
     "trl": ["trl==1.16.0", "peft==0.21.2", "transformers==5.23.0", "bitsandbytes==0.50.2"],
     "llamafactory": ["llamafactory==0.9.5", "bitsandbytes==0.50.2"],
-    "unsloth": ["unsloth", "unsloth_zoo"],
-    "axolotl": ["axolotl", "liger-kernel"],
-    "torchtune": ["torchtune==0.6.1", "torchao"],
+    "unsloth": ["unsloth==2026.10.9", "unsloth_zoo==2026.10.9"],
+    "axolotl": ["axolotl==0.19.0"],
+    "torchtune": ["torchtune==0.6.1", "torchao==0.13.0"],  # later ones lack what it imports
 }
 # Beside them on an NVIDIA GPU.
 ON_GPU: dict[str, list[str]] = {"trl": ["liger-kernel"], "llamafactory": ["liger-kernel"]}
 # Peers that say themselves which torch they work with; the others get the one that we are measured with.
-OWN_TORCH = {"unsloth", "axolotl", "torchtune"}
+OWN_TORCH = {"unsloth", "axolotl"}
 TAIL = 12  # lines of an error that are kept
 
 

@@ -3,7 +3,6 @@
 The rule. At the first step nothing has been trained and the losses must agree within `FIRST` of the number format; LoRA's first
 values do not matter there. After it they may differ by `LATER`, or by three times what the reference's own seeds differ by. A
 case may name a noise of its own, where a head of random first values decides the loss. A contender must have seen every document.
-Where its documents are not known, the first loss and the mean must agree within `BLIND` with those of the first contender.
 """
 
 import math
@@ -12,7 +11,6 @@ from dataclasses import dataclass
 
 FIRST = {"float32": 0.002, "bfloat16": 0.01}  # relative
 LATER = {"float32": 0.01, "bfloat16": 0.02}
-BLIND = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,14 +36,3 @@ def judge(losses: Sequence[float | None], reference: Sequence[Sequence[float]], 
         if difference > allowed:
             return Verdict(False, f"step {number + 1}: {losses[number]:.4f}, the reference has {middle:.4f}", largest)
     return Verdict(True, f"within {largest:.2%} of the reference over {len(reference[0])} steps", largest)
-
-
-def judge_blind(losses: Sequence[float | None], others: Sequence[float]) -> Verdict:
-    """Where nobody knows which documents a step had."""
-    known = [loss for loss in losses if loss is not None and math.isfinite(loss)]
-    if not known or len(known) < len(losses):
-        return Verdict(False, "a loss is missing or not finite")
-    pairs = ((known[0], others[0]), (sum(known) / len(known), sum(others) / len(others)))
-    largest = max(abs(mine - theirs) / abs(theirs) for mine, theirs in pairs)
-    what = "first loss and mean, the order of its documents being unknown"
-    return Verdict(largest <= BLIND, f"{largest:.2%} from the others ({what})", largest)

@@ -4,7 +4,7 @@ import csv
 import json
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ class Counted:
     learned_tokens: int
     begin: tuple[int, ...]  # the tokens that every document begins with, the first few
     labels: tuple[str, ...]
+    ids: tuple[tuple[int, ...], ...] = field(default=(), repr=False)  # of each document, up to its last learned token
 
 
 def make(case: Case, count: int, data: Path | None, model: Path, target: Path) -> Path:
@@ -60,7 +61,11 @@ def count(case: Case, file: Path, model: Path) -> Counted:
     shared = next((at for at in range(64) if len({ids[at] if at < len(ids) else None for ids in firsts}) > 1), 64)
     begin = tuple(firsts[0][: min(shared, 8)]) if not case.classify else ()
     labels = tuple(setting.run.task.labels) if case.classify else ()
-    return Counted(len(documents), documents.tokens, documents.learned_tokens, begin, labels)
+    ids = []
+    for first, end in zip(documents.begin_D, documents.end_D, strict=True):
+        last = end - 1 if case.classify else first + documents.learned_N[first:end].nonzero()[0][-1] + 1
+        ids.append(tuple(documents.ids_N[first:last].tolist()))
+    return Counted(len(documents), documents.tokens, documents.learned_tokens, begin, labels, tuple(ids))
 
 
 def words_of(model: Path) -> list[str]:

@@ -27,7 +27,7 @@ file = {
     "sequence_len": job["row_tokens"],
     "sample_packing": best,
     "pad_to_sequence_len": best,
-    "flash_attention" if flash else "sdp_attention": True,
+    "attn_implementation": "flash_attention_2" if flash else "sdpa",  # packed rows go through torch's own varlen attention then
     "micro_batch_size": batch,
     "gradient_accumulation_steps": job["packed_per_step"] if best else max(1, job["rows_per_step"] // batch),
     "num_epochs": 1,

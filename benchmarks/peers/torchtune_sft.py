@@ -1,86 +1,95 @@
-"""torchtune on a job: its single-device recipe, compiled, packed, activations kept, on the shapes that it has.
+"""torchtune on a job: its own single-device recipe, compiled, packed, activations kept where they fit.
 
-Its recipes are no Trainer: each step's loss is taken from its metric logger; the order of its documents and when its weights were in
-memory are not known.
+Its recipes are no Trainer: each step's loss is taken from its metric logger, and the rows come in their order, not shuffled. It has
+llamas only, whose positions it scales for long texts as Llama 3.2 does: a small difference that the gate allows for.
 """
 
+import json
 import runpy
 import sys
 import time
 from pathlib import Path
 
-from chats import written
-from record import read_job, write
+import yaml
+from record import parted, read_job, write
 
 job = read_job()
 
 from torchtune.training import metric_logging  # noqa: E402
+from torchtune_rows import Tokenizer, rows, shape  # noqa: E402
 
-SHAPES = {"llama-3.1-8b": ("llama3_1", "8B", "llama3_1_8b", "LLAMA3"), "llama-3.2-1b": ("llama3_2", "1B", "llama3_2_1b", "LLAMA3_2")}
-model, full = Path(job["model"]), job["method"] == "full"
-if model.name not in SHAPES:
-    sys.exit(f"torchtune has no recipe for the shape {model.name}")
-package, size, name, kind = SHAPES[model.name]
-steps, began = [], time.time()
-own = metric_logging.DiskLogger.log_dict
+model, full, gpu = Path(job["model"]), job["method"] == "full", job["device"] == "cuda"
+kind = json.loads((model / "config.json").read_text(encoding="utf-8"))["model_type"]
+if kind != "llama":
+    sys.exit(f"torchtune 0.6.1 has no builder for {kind} models")
+packs = list(rows(Tokenizer(model, job["row_tokens"]), job["rows"]))
+wanted = 1 if full else job["packed_per_step"]  # its optimizer in backward does not accumulate
+accumulated = min((each for each in range(1, len(packs) + 1) if len(packs) % each == 0), key=lambda each: abs(each - wanted))
+component = f"torchtune.models.llama3_2.{'' if full else 'lora_'}llama3_2"
+adapter = {
+    "lora_attn_modules": ["q_proj", "k_proj", "v_proj", "output_proj"],
+    "apply_lora_to_mlp": True,
+    "lora_rank": job["rank"],
+    "lora_alpha": job["alpha"],
+    "lora_dropout": 0.0,
+    "use_dora": job["method"] == "dora",
+    "quantize_base": job["quantize"],
+}
+file = {
+    "output_dir": job["out"],
+    "model": {"_component_": component} | shape(model) | ({} if full else adapter),
+    "tokenizer": {"_component_": "torchtune_rows.Tokenizer", "folder": str(model), "max_seq_len": job["row_tokens"]},
+    "checkpointer": {
+        "_component_": "torchtune.training.FullModelHFCheckpointer",
+        "checkpoint_dir": str(model),
+        "checkpoint_files": sorted(each.name for each in model.glob("*.safetensors")),
+        "recipe_checkpoint": None,
+        "output_dir": job["out"],
+        "model_type": "LLAMA3_2",
+    },
+    "resume_from_checkpoint": False,
+    "save_adapter_weights_only": True,
+    "dataset": {"_component_": "torchtune_rows.rows", "rows_file": job["rows"], "packed": True},
+    "seed": 0,
+    "shuffle": False,
+    "batch_size": 1,
+    "optimizer": {"_component_": "torch.optim.AdamW", "fused": True, "weight_decay": 0.0, "lr": job["learning_rate"]},
+    "lr_scheduler": {"_component_": "torchtune.training.lr_schedulers.get_cosine_schedule_with_warmup", "num_warmup_steps": 0},
+    "loss": {"_component_": "torchtune.modules.loss.CEWithChunkedOutputLoss"},
+    "epochs": 1,
+    "max_steps_per_epoch": None,
+    "gradient_accumulation_steps": accumulated,
+    "clip_grad_norm": None if full else 1.0,
+    "compile": gpu,
+    "metric_logger": {"_component_": "torchtune.training.metric_logging.DiskLogger", "log_dir": job["out"] + "-logs"},
+    "log_every_n_steps": 1,
+    "log_peak_memory_stats": False,
+    "device": job["device"],
+    "dtype": {"float32": "fp32", "bfloat16": "bf16"}[job["dtype"]],
+    "enable_activation_checkpointing": full,
+    "enable_activation_offloading": False,
+    "optimizer_in_bwd": full,
+    "profiler": {"_component_": "torchtune.training.setup_torch_profiler", "enabled": False},
+}
+config = Path(job["out"] + ".yaml")
+config.write_text(yaml.safe_dump(file), encoding="utf-8")
+
+steps, began, own = [], time.time(), metric_logging.DiskLogger.log_dict
 
 
 def log_dict(self, payload, step):
     if "loss" in payload:
-        steps.append({"loss": float(payload["loss"]), "at": time.time(), "documents": None})
+        seen = [
+            document
+            for pack in packs[len(steps) * accumulated : (len(steps) + 1) * accumulated]
+            for document in parted(pack["tokens"].tolist(), pack["labels"].tolist(), job["begin"])
+        ]
+        steps.append({"loss": float(payload["loss"]), "at": time.time(), "documents": seen})
     return own(self, payload, step)
 
 
 metric_logging.DiskLogger.log_dict = log_dict
-recipe = f"{'full' if full else 'lora'}_finetune_single_device"
-files = sorted(file.name for file in model.glob("*.safetensors"))
-words = [
-    "checkpointer._component_=torchtune.training.FullModelHFCheckpointer",
-    f"checkpointer.checkpoint_dir={model}",
-    f"checkpointer.checkpoint_files=[{','.join(files)}]",
-    f"checkpointer.model_type={kind}",
-    f"checkpointer.output_dir={job['out']}",
-    "tokenizer._component_=torchtune.modules.transforms.tokenizers.HuggingFaceModelTokenizer",
-    f"tokenizer.tokenizer_json_path={model / 'tokenizer.json'}",
-    f"tokenizer.tokenizer_config_json_path={model / 'tokenizer_config.json'}",
-    f"tokenizer.generation_config_path={model / 'generation_config.json'}",
-    "~tokenizer.path",
-    f"tokenizer.max_seq_len={job['row_tokens']}",
-    "dataset._component_=torchtune.datasets.chat_dataset",
-    "dataset.source=json",
-    f"dataset.data_files={written(job['rows'])}",
-    "dataset.split=train",
-    "dataset.conversation_column=messages",
-    "dataset.conversation_style=openai",
-    "dataset.packed=True",
-    "batch_size=1",
-    f"gradient_accumulation_steps={1 if full else job['packed_per_step']}",
-    "epochs=1",
-    f"optimizer.lr={job['learning_rate']}",
-    "metric_logger._component_=torchtune.training.metric_logging.DiskLogger",
-    f"metric_logger.log_dir={job['out']}",
-    "log_every_n_steps=1",
-    "compile=True",
-    f"enable_activation_checkpointing={full}",
-    "dtype=bf16",
-    "device=cuda",
-    f"output_dir={job['out']}",
-]
-if full:
-    words += ["optimizer_in_bwd=True"]
-else:
-    words += [
-        f"model._component_=torchtune.models.{package}.lora_{name}",
-        "model.lora_attn_modules=[q_proj,k_proj,v_proj,output_proj]",
-        "model.apply_lora_to_mlp=True",
-        f"model.lora_rank={job['rank']}",
-        f"model.lora_alpha={job['alpha']}",
-        "model.lora_dropout=0.0",
-        "lr_scheduler.num_warmup_steps=0",
-        "optimizer.weight_decay=0.0",
-        "save_adapter_weights_only=True",
-    ]
-sys.argv = ["tune", "run", recipe, "--config", f"{package}/{size}_{'full' if full else 'lora'}_single_device", *words]
+sys.argv = ["tune", "run", f"{'full' if full else 'lora'}_finetune_single_device", "--config", str(config)]
 try:
     runpy.run_module("torchtune._cli.tune", run_name="__main__")
 except SystemExit as end:
