@@ -21,6 +21,7 @@ from tunesmith.methods.settings import SETTINGS, Auto, LoRA, MethodSettings, Pos
 from tunesmith.run_yaml import flow, read_yaml
 
 Fraction = Annotated[float, Field(gt=0, lt=1, strict=True)]
+Size = Annotated[str, Field(pattern=r"^(\d+(\.\d+)?\s*[MG]i?B|(100|[1-9]\d?)%)$", title="8GB | 8GiB | 80%")]
 Date = Annotated[str, Field(pattern=r"^\d{4}-\d{2}-\d{2}$", title="YYYY-MM-DD")]
 
 
@@ -125,7 +126,7 @@ class Train(Settings):
     tokens_per_step: PositiveInt | Auto = "auto"
     """Tokens of one optimizer step; auto aims at 100 steps or more, between 512 and 8192 tokens."""
     row_tokens: PositiveInt | Auto = "auto"
-    """Most tokens computed at once; auto is 1024 on a CPU, 8192 on a GPU, or the longest document."""
+    """Most tokens computed at once; auto is 512 on a CPU (1024 over NF4), 8192 on a GPU, the longest document, or fewer for memory."""
     learning_rate: PositiveFloat | Auto = "auto"
     """Peak learning rate; auto is the method's default."""
     optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = "adamw"
@@ -145,7 +146,7 @@ class Train(Settings):
     keep: PositiveInt = 2
     """Checkpoints kept; the best is kept apart."""
     recompute: Literal["auto", "none", "elementwise", "blocks", "offload"] = "auto"
-    """Compute again in the backward pass to save memory: nothing, norms and activations, whole blocks, blocks with inputs off-loaded."""
+    """Compute again in the backward pass: nothing, norms and the like, blocks, blocks with inputs off-loaded; auto is the least that fits."""
     compile: Literal["auto"] | bool = "auto"
     """Compile decoder blocks; auto is where the run is long enough to pay for it."""
     kernels: Literal["auto", "plain"] = "auto"
@@ -156,8 +157,8 @@ class Train(Settings):
     """Products with frozen matrices in 8-bit floating point (a GPU that has them); gated on the loss curve."""
     cuda_graphs: Literal["auto"] | bool = "auto"
     """Replay a step's launches as one graph (a GPU); auto is for small models."""
-    memory_budget: str = "auto"
-    """Most memory that the run may take, such as 8GB."""
+    memory_budget: Auto | Size = "auto"
+    """Most memory that the run may take; auto is nine tenths of what is free."""
     on_nonfinite: Literal["stop", "skip"] = "stop"
     """A loss that is not finite: stop with a checkpoint, or leave the step out; the rows are named."""
     threads: PositiveInt | Auto = "auto"
@@ -200,11 +201,7 @@ METHOD_NAMES = ["auto", *SETTINGS, "qlora"]
 SECTIONS: dict[str, type[Settings]] = {"model": Model, "data": Data, "task": Task, "train": Train, "evaluate": Evaluate}
 # Settings whose place is fixed but which nothing serves yet, with the values that change nothing: others are refused, not ignored.
 NOT_YET: dict[str, tuple[Any, ...]] = {
-    "train.compile": ("auto", False),
-    "train.optimizer_in_backward": (False,),
-    "train.fp8": (False,),
     "train.cuda_graphs": ("auto", False),
-    "train.memory_budget": ("auto",),
     "evaluate.forgetting": (True, False),  # true only asks for a measurement: the run goes on without it and says so
 }
 # What other programs call our settings.

@@ -10,7 +10,7 @@ dropout is drawn from the same state. Checkpoints are without re-entrance, since
 its finished gradient run once for each use of the tensor.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -27,33 +27,37 @@ LEAST = 4096  # bytes from which on a tensor is worth a copy: positions and the 
 
 
 def place(model: Any, level: str, first: int | None = None) -> list[str]:
-    """Put a level of the ladder into the model; sentences that the user should read. `blocks` may hold for the `first` ones alone."""
-    if level == "blocks":
-        recompute_blocks(model, first)
-    elif level == "elementwise":
-        remember_parts(model)
-    elif level == "offload" and model.device.type == "cuda":
+    """Put a level of the ladder into the model; sentences that the user should read.
+
+    `blocks` may hold for the `first` ones alone, the others being `elementwise` then: the first, since they are computed again
+    last, when the others have let go of what they kept.
+    """
+    blocks = [block for _, block in slots.blocks(model)]
+    if level == "offload" and model.device.type == "cuda":
         offload_blocks(model, HostStore(CudaCopies(model.device)))
-    elif level == "offload":
-        recompute_blocks(model)
+        return []
+    wrap(blocks[:first], level)
+    if level == "blocks" and first is not None:
+        wrap(blocks[first:], "elementwise")
+    if level == "offload":
         return ["train.recompute: offload is blocks here: without a GPU there is no other memory for the blocks' inputs to wait in"]
     return []
 
 
-def remember_parts(model: Any) -> None:
-    """Keep nothing that a part standing in a block can make again. Without parts (`train.kernels=plain`) everything is kept."""
-    for _, block in slots.blocks(model):
-        _wrap(block, _remembered)
+def wrap(blocks: Sequence[nn.Module], level: str) -> None:
+    """Put a level into some blocks; off-loading without a place to go to is recomputing.
+
+    An adapter that stands at a block is computed again with it. `elementwise` is what the parts that stand in a block can make
+    again: without parts (`train.kernels=plain`) everything is kept.
+    """
+    if level != "none":
+        for block in blocks:
+            _wrap(block, _remembered if level == "elementwise" else _recomputed)
 
 
 def recompute_blocks(model: Any, first: int | None = None) -> None:
-    """Keep only the input of each of the `first` decoder blocks (None: of all) and compute these again in the backward pass.
-
-    The first ones, since they are computed again last, when the others have let go of what they kept. An adapter that stands at
-    a block is computed again with it.
-    """
-    for _, block in slots.blocks(model)[:first]:
-        _wrap(block, _recomputed)
+    """Keep only the input of each of the `first` decoder blocks (None: of all) and compute these again in the backward pass."""
+    wrap([block for _, block in slots.blocks(model)][:first], "blocks")
 
 
 def offload_blocks(model: Any, store: HostStore) -> None:

@@ -14,7 +14,7 @@ from tunesmith.models import slots
 from tunesmith.models.fingerprint import fingerprint
 from tunesmith.models.load import Base
 from tunesmith.models.proof import Proof
-from tunesmith.train import folder, prefixes, weights
+from tunesmith.train import engine, folder, prefixes, weights
 from tunesmith.train.checkpoint import Clock, Progress
 from tunesmith.train.setting import Setting
 
@@ -128,6 +128,8 @@ def preview(s: Setting) -> list[str]:
         *([f"sharing  {shared}"] if (shared := prefixes.sentence(report["shared_prefixes"])) else []),
         f"steps    {s.steps:,} of about {run.train.tokens_per_step} tokens, {s.plan.tokens_in(s.steps):,} tokens in all, "
         f"learning rate {run.train.learning_rate:g} ({run.train.schedule})",
+        f"compile  {engine.said(run, s.origins)}",
+        f"memory   {s.memory.sentence()}",
         f"writes   {run.out}/: run.yaml plan.json data.json events.jsonl checkpoints/ {weights.KIND[bool(s.tuning.adapter)]}/ "
         "loss.png README.md",
         *[f"note     {note}" for note in s.notes],

@@ -16,7 +16,7 @@ import torch
 
 from tunesmith import config, events, hardware
 from tunesmith.config import Run
-from tunesmith.data.corpus.batches import Plan, Row
+from tunesmith.data.corpus.batches import Plan, Row, flat
 from tunesmith.errors import Interrupted, UserError
 from tunesmith.methods import method
 from tunesmith.methods.tuning import Start, Tuning
@@ -28,11 +28,13 @@ from tunesmith.models.matrix import matrix
 from tunesmith.step import forward as forwards
 from tunesmith.step import recompute
 from tunesmith.step.forward import Forward
-from tunesmith.step.optim import Optimizer, learning_rate
-from tunesmith.train import checkpoint, figures, folder, nonfinite, report, tensorboard, weights
+from tunesmith.step.optim import learning_rate
+from tunesmith.train import accelerations, checkpoint, engine, figures, folder, nonfinite, prefixes, report, tensorboard, weights
 from tunesmith.train.adapter import adapter_to_go_on_from
 from tunesmith.train.checkpoint import Checkpoint, Clock, Progress, Stopwatch
 from tunesmith.train.corpora import Tell
+from tunesmith.train.memory import rung
+from tunesmith.train.optimizers import AnyOptimizer, must_be_one_row, optimizer_of
 from tunesmith.train.setting import Setting, decide
 from tunesmith.train.task import sentence
 
@@ -119,23 +121,27 @@ def _steps(setting: Setting, out: Path, last: Checkpoint | None, stop: Stop, tel
         where = f"{out}: the checkpoint of step {last.progress.step if last else 0}"
         tuning = _tuning(run, base, setting, last.trained if last else {}, where)
         method.place(base.model, tuning)
-        trusted = _proof(out, base)
+        trusted = _proof(out, base, prefixes.wanted(out, run, setting.report["shared_prefixes"]))
         forward = forwards.prepare(base.model, trusted, base.own_attention, tuning.head)
-        told = recompute.place(base.model, run.train.recompute)
-        optimizer = Optimizer(
-            tuning.parameters, run.train.optimizer, weight_decay=run.train.weight_decay, ratios=tuning.learning_rate_ratios
-        )
+        switch, not_compiled = engine.compiled_blocks(run, base.model)  # inside of what computes a block again
+        told = not_compiled + recompute.place(base.model, run.train.recompute, (ladder := rung(out, setting.memory))["first_blocks"])
         head = _trained_head(forward, tuning)
+        optimizer = optimizer_of(run, forward, tuning, head)
         plan = setting.plan.behind(slots.virtual_ids(base.model))
         plan = plan if forward.packed else plan.alone()
+        sharing = prefixes.decided(out, run, setting.report["shared_prefixes"], plan, trusted, forward, tuning.parameters)
+        plan = sharing.plan
         progress, clock = Progress(), Clock()
         if last is not None and last.trained:
             optimizer.restore(last.optimizer)
             progress, clock = last.progress, last.clock
         last = None  # its tensors have been copied
-        folder.write_json(out / folder.PLAN, figures.plan_json(setting, tuning, trusted))
+        faster = accelerations.decided(out, run, forward, tuning, first := plan.rows(0)[0], engine.others(switch, setting.dtype))
+        eighths, told_of_fp8 = engine.eighths(out, run, forward, tuning, first, progress.step)
+        decisions = {"prefixes": sharing.record, "accelerations": faster.record, "recompute": ladder} | engine.kept(out)
+        folder.write_json(out / folder.PLAN, figures.plan_json(setting, tuning, trusted) | decisions)
         yield figures.started(setting, out, base, tuning, plan)
-        for note in dict.fromkeys([*base.notes, *setting.notes, *trusted.failures, *told]):
+        for note in dict.fromkeys([*base.notes, *setting.notes, *trusted.failures, *forward.notes, *told, *faster.warnings, *told_of_fp8]):
             yield events.Warned(message=note, step=progress.step)
 
         def save() -> Path:
@@ -153,16 +159,19 @@ def _steps(setting: Setting, out: Path, last: Checkpoint | None, stop: Stop, tel
                 if saved < step:
                     save()
                 raise
-            tokens, computed = sum(row.tokens for row in rows), sum(row.computed_tokens for row in rows)
-            learned = sum(len(row.targets_N) for row in rows)
+            must_be_one_row(run, rows)
+            every = list(flat(rows))
+            tokens, computed = sum(row.tokens for row in every), sum(row.computed_tokens for row in every)
+            learned = sum(len(row.targets_N) for row in every)
             _seed(run.train.seed, step + 1)  # dropout is a function of seed and step, so that a resumed run repeats it
             tuning.train()
-            weight = sum(forward.weight(row) for row in rows) or 1.0
+            weight = sum(forward.weight(row) for row in every) or 1.0
+            rate = learning_rate(step, setting.steps, run.train.learning_rate, run.train.schedule, run.train.warmup)
+            optimizer.begin(step, rate)
             losses = [_learn(forward, optimizer, head, row, 1 / weight) for row in rows]
             tuning.train(False)
-            loss = torch.stack(losses).sum().item()
-            norm = optimizer.clip(run.train.clip).item()
-            rate = learning_rate(step, setting.steps, run.train.learning_rate, run.train.schedule, run.train.warmup)
+            norm = optimizer.clip(run.train.clip)
+            loss, norm = torch.stack([torch.stack(losses).sum(), norm.to(losses[0].device)]).tolist()  # the one wait for the device
             finite = math.isfinite(loss) and math.isfinite(norm)
             if finite:
                 optimizer.step(rate)
@@ -171,9 +180,9 @@ def _steps(setting: Setting, out: Path, last: Checkpoint | None, stop: Stop, tel
                 what = f"step {step + 1}: {nonfinite.explain(plan.step_documents(step), forward, rows, losses)}"
                 yield events.Warned(message=what, step=step + 1)
                 if run.train.on_nonfinite == "stop":
-                    if saved < step:
+                    if saved < step and optimizer.undoes:
                         save()
-                    raise UserError(what, *_after_nonfinite(out, step))
+                    raise UserError(what, *_after_nonfinite(out, step if optimizer.undoes else saved))
 
             progress.step += 1
             progress.tokens += tokens
@@ -194,8 +203,11 @@ def _steps(setting: Setting, out: Path, last: Checkpoint | None, stop: Stop, tel
             )
 
             ended, code, pause = progress.step == setting.steps, stop(), Stopwatch()
+            if eighths is not None and (why := engine.left_fp8(out, eighths, forward, first, progress.step)):
+                eighths = None
+                yield events.Warned(message=why, step=progress.step)
             if setting.evaluation is not None and (progress.step % run.evaluate.every == 0 or ended):
-                evaluated = _evaluate(forward, setting, progress)
+                evaluated = _evaluate(forward, setting, progress, plan.share)
                 if evaluated.best:
                     weights.write(out / "best", base, tuning, setting)
                 yield evaluated
@@ -239,13 +251,9 @@ def _tuning(run: Run, base: Base, setting: Setting, kept: dict[str, torch.Tensor
     return tuning
 
 
-def _learn(forward: Forward, optimizer: Optimizer, head: str | None, row: Row, scale: float) -> torch.Tensor:
-    """Forward and backward of one row; gradients are added up. The row's share of the step's loss, not waited for."""
-    loss = forward.loss(row, scale, optimizer.gradient_of(head) if head else None)
-    if loss.requires_grad:
-        loss.backward()
-    optimizer.gather()
-    return loss.detach()
+def _learn(forward: Forward, optimizer: AnyOptimizer, head: str | None, row: Row, scale: float) -> torch.Tensor:
+    """Forward and backward of one row and those behind it; gradients are added up. The row's share of the step's loss, not waited for."""
+    return forward.learn(row, scale, optimizer.gradient_of(head) if head else None, optimizer.gather)
 
 
 def _trained_head(forward: Forward, tuning: Tuning) -> str | None:
@@ -255,30 +263,31 @@ def _trained_head(forward: Forward, tuning: Tuning) -> str | None:
     return next((name for name, parameter in tuning.parameters.items() if parameter is forward.head.weight_VC), None)
 
 
-def _proof(out: Path, base: Base) -> proof.Proof:
+def _proof(out: Path, base: Base, share: bool) -> proof.Proof:
     """Proved anew at every start; a resumed run keeps the decisions that it began with."""
-    found = proof.prove(base.model.config, type(base.model), base.own_attention, prefix=bool(slots.prefix(base.model)))
+    prefix = bool(slots.prefix(base.model))
+    found = proof.prove(base.model.config, type(base.model), base.own_attention, prefix, share)
     if not (out / folder.PLAN).exists():
         return found
     kept = folder.read_json(out / folder.PLAN)
     if (kept["packed"] and not found.packed) or (kept["own_head"] and not found.own_head):
         raise UserError("what this run began with no longer holds for this architecture:", *found.failures)
-    return proof.Proof(kept["own_head"], kept["packed"], found.failures, found.behind_prefix)
+    return proof.Proof(kept["own_head"], kept["packed"], found.failures, found.behind_prefix, found.shared)
 
 
-def _evaluate(forward: Forward, setting: Setting, progress: Progress) -> events.Evaluated:
+def _evaluate(forward: Forward, setting: Setting, progress: Progress, share: bool) -> events.Evaluated:
     """The loss of the evaluation rows now; `progress` remembers the best."""
     assert setting.evaluation is not None
     packed = forward.packed and setting.run.data.pack
     plan = Plan(setting.evaluation, setting.evaluation.tokens, setting.plan.row_tokens, 0, packed, slots.virtual_ids(forward.model))
-    loss, learned = forward.mean_loss(plan.rows(0))
+    loss, learned = forward.mean_loss(plan.shared(share).rows(0))
     best = math.isfinite(loss) and (progress.best_loss is None or loss < progress.best_loss)
     if best:
         progress.best_loss, progress.best_step = loss, progress.step
     return events.Evaluated(step=progress.step, loss=loss, learned_tokens=learned, best=best)
 
 
-def _save(out: Path, setting: Setting, base: Base, tuning: Tuning, optimizer: Optimizer, progress: Progress, clock: Clock) -> Path:
+def _save(out: Path, setting: Setting, base: Base, tuning: Tuning, optimizer: AnyOptimizer, progress: Progress, clock: Clock) -> Path:
     """A checkpoint, and for an adapter (small) its folder as of now, so that a killed run can be chatted with."""
     checkpoint.flush_file(out / folder.EVENTS)  # after a power cut no checkpoint may know of a step that the log has lost
     path = checkpoint.save(out, Checkpoint(method.state(tuning), optimizer.state(), progress, clock), setting.run.train.keep)

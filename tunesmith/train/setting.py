@@ -5,7 +5,8 @@ import datetime
 import math
 import os
 import re
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,12 @@ from tunesmith.models import load as loading
 from tunesmith.models import score
 from tunesmith.models.source import Located, locate
 from tunesmith.run_yaml import flow
-from tunesmith.train import corpora, prefixes, tensorboard
+from tunesmith.step.memory import Question
+from tunesmith.train import corpora, engine, memory, optimizers, prefixes, tensorboard
 from tunesmith.train import task as tasks
 from tunesmith.train.adapter import adapter_folder, adapter_to_go_on_from, refuse_idle
 from tunesmith.train.corpora import Corpus, Tell
+from tunesmith.train.memory import Choice
 from tunesmith.train.task import Asked
 
 NF4_BYTES = 0.7  # bytes a parameter while loading, with embeddings that stay as they are
@@ -60,6 +63,7 @@ class Setting:
     tuning: Tuning  # on the meta device: shapes and names
     total_parameters: int
     notes: list[str]
+    memory: Choice
 
 
 def decide(run: Run, origins: dict[str, str], tell: Tell = lambda sentence: None) -> Setting:
@@ -78,6 +82,7 @@ def decide(run: Run, origins: dict[str, str], tell: Tell = lambda sentence: None
     dtype, why = hardware.default_dtype(device)
     auto.set("model.dtype", "auto", str(dtype).removeprefix("torch."), why)
     dtype = loading.DTYPES[auto.run.model.dtype]
+    engine.refuse(auto.run, device)
     auto.set("data.date", "today", datetime.date.today().isoformat(), "today")
     auto.set("train.threads", "auto", *threads())
 
@@ -85,6 +90,8 @@ def decide(run: Run, origins: dict[str, str], tell: Tell = lambda sentence: None
     if asked := getattr(run.method, "trainable_tokens", []):
         auto.set("method.trainable_tokens", asked, token_ids(asked, tokenizer), f"ids of {' '.join(map(str, asked))}")
     tuning = _tuning(auto, skeleton, located.folder)
+    if problems := optimizers.hindrances(auto.run, tuning):
+        raise UserError(*problems)
     size = _fits(located, skeleton, auto.run, device)
 
     renderer = Renderer(tokenizer, thinking=run.data.thinking, date=auto.run.data.date, stop_ids=loading.stop_ids(located.folder, config))
@@ -107,23 +114,27 @@ def decide(run: Run, origins: dict[str, str], tell: Tell = lambda sentence: None
     documents, evaluation, report = corpus.documents, corpus.evaluation, corpus.report
     _room(config, tuning, corpus, run.data.max_length)
 
-    steps, plan = _plan(auto, corpus)
+    def ask(run: Run, longest: int) -> Question:
+        return memory.question(run, skeleton, tuning, size.weight_bytes, dtype, device, documents, longest)
+
+    steps, plan, choice = _plan(auto, corpus, ask, device)
     report["shared_prefixes"] = _shared_prefixes(auto.run, documents, plan, tuning, tokenizer)
     rates, width = learning_rates(auto.run.method), int(getattr(config.get_text_config(), "hidden_size", REFERENCE_WIDTH))
     unknown = beyond(rates, width) if auto.run.train.learning_rate == "auto" else ""
     auto.set("train.learning_rate", "auto", rate_at(rates, width), f"the default of {auto.run.method.name} at {width} channels")
     auto.set("train.checkpoint_every", "auto", max(1, math.ceil(steps / 10)), "a tenth of the run")
     auto.set("evaluate.every", "auto", max(1, math.ceil(steps / 10)), "a tenth of the run")
-    auto.set("train.recompute", "auto", "none", "everything is kept")
+    flops = 4.0 * size.total_parameters * plan.tokens_in(steps)
+    auto.set("train.compile", "auto", *engine.compiles(auto.run, device, dtype, steps, flops))
     auto.set("out", "", _out(auto.run, located), "model, method and data")
-    notes = [*tuning.notes, *_losses(report), *([unknown] if unknown else [])]
+    notes = [*tuning.notes, *optimizers.notes(auto.run, dtype), *choice.notes, *_losses(report), *([unknown] if unknown else [])]
     if run.evaluate.forgetting:
         notes.append(
             "evaluate.forgetting: this version does not measure yet what the model forgot; compare with `tunesmith evaluate --against`"
         )
     return Setting(
         auto.run, auto.origins, located, config, tokenizer, asked, documents, evaluation, report, plan, steps, device, dtype,
-        tuning, _total(size.total_parameters, skeleton, tuning), notes,
+        tuning, _total(size.total_parameters, skeleton, tuning), notes, choice,
     )  # fmt: skip
 
 
@@ -243,21 +254,36 @@ def _room(config: Any, tuning: Tuning, corpus: Corpus, max_length: int) -> None:
         )
 
 
-def _plan(auto: _Auto, corpus: Corpus) -> tuple[int, Plan | Stream]:
+def _plan(auto: _Auto, corpus: Corpus, ask: Callable[[Run, int], Question], device: torch.device) -> tuple[int, Plan | Stream, Choice]:
+    """Steps, rows, and the level of recompute that fits them into the memory there is."""
     run = auto.run
     longest = run.data.max_length if corpus.chunks else int(corpus.documents.lengths_D.max())
+    usual = 8192 if run.model.device != "cpu" else 1024 if run.model.quantize else 512
     wished = 8192 if corpus.chunks else corpus.documents.tokens * run.train.epochs / 100
-    auto.set("train.tokens_per_step", "auto", max(512, min(8192, round(wished))), "at least 100 steps, between 512 and 8192 tokens")
-    usual = 1024 if run.model.device == "cpu" else 8192  # a CPU gains nothing from longer rows, and memory grows with them
-    auto.set("train.row_tokens", "auto", max(usual, longest), f"{usual} or the longest document")
+    most = usual if run.train.optimizer_in_backward else 8192  # a step that is one row
+    told = f"at least 100 steps, between 512 and {most} tokens"
+    auto.set("train.tokens_per_step", "auto", max(512, min(most, round(wished))), told)
     train = auto.run.train
-    assert isinstance(train.tokens_per_step, int) and isinstance(train.row_tokens, int)
-    shape = (train.tokens_per_step, max(train.row_tokens, longest), train.seed, run.data.pack)
+    assert isinstance(train.tokens_per_step, int)
+    left_to_us, row_tokens, why = train.row_tokens == "auto", max(usual, longest), f"{usual} or the longest document"
+    plan: Plan | Stream
     if corpus.chunks is not None:
         assert train.steps is not None
-        return train.steps, Stream(corpus.chunks, *shape, key=corpus.key)
-    plan = Plan(corpus.documents, *shape)
-    return train.steps or plan.steps_for(train.epochs), plan
+        steps, plan = train.steps, Stream(corpus.chunks, train.tokens_per_step, row_tokens, train.seed, run.data.pack, key=corpus.key)
+    else:
+        plan = Plan(corpus.documents, train.tokens_per_step, row_tokens, train.seed, run.data.pack)
+        steps = train.steps or plan.steps_for(train.epochs)
+    if train.optimizer_in_backward:
+        row_tokens, why = optimizers.row_tokens(auto.run, plan, steps), "the longest step: each is one row"
+    if isinstance(train.row_tokens, int):
+        row_tokens = train.row_tokens
+    shorten = left_to_us and not train.optimizer_in_backward
+    choice = memory.choose(auto.run, ask(auto.run, longest), row_tokens, shorten, memory.budget_bytes(train.memory_budget, device))
+    if choice.row_tokens != row_tokens:
+        row_tokens, why = choice.row_tokens, f"{row_tokens} would need more memory than there is"
+    auto.set("train.row_tokens", "auto", row_tokens, why)
+    auto.set("train.recompute", "auto", choice.level, choice.reason)
+    return steps, replace(plan, row_tokens=max(row_tokens, longest)), choice
 
 
 def _shared_prefixes(run: Run, documents: Documents, plan: Plan | Stream, tuning: Tuning, tokenizer: Any) -> dict[str, Any]:
