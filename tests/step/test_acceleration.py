@@ -119,7 +119,7 @@ def test_products_of_updates_are_off_until_they_are_proved_and_a_wrong_one_stays
     plain = products.thin
     monkeypatch.setattr(products, "thin", lambda *inputs: plain(*inputs).mul_(1.01))
     (said,) = proved(forward, ROW, [wrong], parameters)
-    assert "our own products of low-rank updates gives something else" in said and all(module.plain for module in modules)
+    assert "our own products of low-rank updates give something else" in said and all(module.plain for module in modules)
 
 
 def test_a_model_without_low_rank_updates_has_no_products_of_them(run):
