@@ -58,6 +58,19 @@ def test_value_and_gradients_are_those_of_the_formula(kind, leading):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["linear", "nf4"])
+def test_plain_operators_give_the_same(kind):
+    base, update = layer(kind), module()
+    x = torch.randn(7, 64, requires_grad=True)
+    fast, leaves = update(base, x), [x, update.A, update.B]
+    update.plain = True
+    assert update.low_rank(base, x.dtype) is None
+    plain = update(base, x)
+    torch.testing.assert_close(fast, plain, rtol=1e-5, atol=1e-5)
+    for ours, theirs in zip(torch.autograd.grad(fast.sum(), leaves), torch.autograd.grad(plain.sum(), leaves), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-4)
+
+
 def test_no_gradient_of_an_input_that_needs_none():
     """The first layer's input is data: dY·W is not computed there."""
     y = module()(layer("linear"), torch.randn(3, 64))

@@ -61,6 +61,25 @@ def test_several_layers_of_one_input_are_what_plain_autograd_makes_of_each(kind,
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.parametrize("halves", [1, 2])
+def test_a_gpus_order_of_memory_gives_the_same(halves, monkeypatch):
+    """Its rows are those of tokens; the products are the same functions."""
+    torch.manual_seed(0)
+    updates = [beside(layer("linear", o), o, r, s, halves=halves) for o, r, s in zip((10, 6, 32), RANKS, SCALES, strict=True)]
+    x = torch.randn(7, IN, requires_grad=True)
+    leaves = [x, *[tensor for update in updates for tensor in (update.A, update.B)]]
+
+    def found() -> list[Tensor]:
+        outputs = updated(x, updates)
+        return [*outputs, *torch.autograd.grad(sum(y.square().sum() for y in outputs), leaves)]  # type: ignore[arg-type]
+
+    here = found()
+    monkeypatch.setattr(products, "_along_tokens", lambda device: False)
+    assert thin(torch.randn(3, IN), x.detach()).stride() == (1, 3) and thin_space(8, x).stride() == (1, 8)
+    for ours, theirs in zip(found(), here, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-4)
+
+
 def test_an_output_that_nobody_uses_has_no_gradient_and_leaves_none_behind():
     torch.manual_seed(0)
     updates = [beside(layer("linear", 8), 8, 4, 1.0) for _ in range(3)]

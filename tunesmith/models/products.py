@@ -85,7 +85,7 @@ def thin(factor_RI: Tensor, x_NI: Tensor, out_RN: Tensor | None = None) -> Tenso
     GPU fills its tiles otherwise, but wants rows of the operands to begin at multiples of 16 bytes, which N tokens do not keep to:
     there [N, R] lies in memory, and what is given is its transpose.
     """
-    if x_NI.device.type == "cpu":
+    if _along_tokens(x_NI.device):
         return torch.mm(factor_RI, x_NI.T, out=out_RN)
     return torch.mm(x_NI, factor_RI.T, out=None if out_RN is None else out_RN.T).T
 
@@ -93,7 +93,11 @@ def thin(factor_RI: Tensor, x_NI: Tensor, out_RN: Tensor | None = None) -> Tenso
 def thin_space(rank: int, like_NI: Tensor) -> Tensor:
     """Room for several `thin` products, one below the other: [rank, N], as they lie in memory on that device."""
     tokens = like_NI.shape[0]
-    return like_NI.new_empty(rank, tokens) if like_NI.device.type == "cpu" else like_NI.new_empty(tokens, rank).T
+    return like_NI.new_empty(rank, tokens) if _along_tokens(like_NI.device) else like_NI.new_empty(tokens, rank).T
+
+
+def _along_tokens(device: torch.device) -> bool:
+    return device.type == "cpu"
 
 
 @torch.no_grad()
