@@ -32,7 +32,9 @@ class Case:
         return max(1, self.counts[level] // (1 if ours else self.one_in.get(level, 1)))
 
     def per_step(self, level: str, ours: bool) -> int:
-        return min(self.rows_per_step, self.count(level, ours))
+        """Rows of an optimizer step; a try makes two steps of what it has."""
+        count = self.count(level, ours)
+        return min(self.rows_per_step, max(1, count // 2) if level == "smoke" else count)
 
 
 OURS = "tunesmith"
@@ -41,7 +43,7 @@ EVERYONE_GPU = (
     *EVERYONE, "axolotl-default", "axolotl-best", "unsloth-default", "unsloth-best", "torchtune-best",
 )  # fmt: skip
 INSTRUCTIONS = {"smoke": 4, "quick": 32, "full": 64}
-FEWER = {"smoke": 4, "quick": 16, "full": 64}
+FEWER = {"smoke": 4, "quick": 8, "full": 64}
 TWICE = {"smoke": 2, "quick": 2, "full": 4}
 CHATS = {"smoke": 4, "gpu": 128}
 
@@ -54,12 +56,13 @@ CASES: dict[str, Case] = {
         title="One system prompt of 500 tokens before rows of 100, 32k tokens a step",
         suite="cpu", rows="shared_prefix", counts={"smoke": 8, "quick": 54, "full": 108}, rows_per_step=54,
         contenders=(OURS, "tunesmith-unshared", *EVERYONE[1:]), one_in={"smoke": 2, "quick": 9, "full": 3},
-        replayed={"smoke": 1, "quick": 1, "full": 2},
+        replayed={"smoke": 2, "quick": 1, "full": 2},
     ),
     "classify": Case(
         title="Classification of short texts (BANKING77, 77 labels), LoRA with a task head",
         suite="cpu", rows="intents", counts={"smoke": 8, "quick": 512, "full": 2048}, rows_per_step=128,
-        contenders=(OURS, "trainer-default", "trainer-best"), classify=True, replayed={"smoke": 1, "quick": 2, "full": 4}, noise=0.08,
+        contenders=(OURS, "trainer-default", "trainer-best"), classify=True, one_in={"quick": 4, "full": 4},
+        replayed={"smoke": 2, "quick": 1, "full": 4}, noise=0.08,
     ),
     "qlora": Case(
         title="QLoRA, NF4, rank 8 on all linear layers, alpaca rows",

@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from importlib import metadata
 from pathlib import Path
 
 # The versions that the figures are about.
@@ -47,6 +48,18 @@ def ready(folder: Path, name: str, *, gpu: bool, seconds: float | None = None) -
         return failed.read_text(encoding="utf-8")
     stamp.write_text("\n".join(wanted), encoding="utf-8")
     return None
+
+
+def held_here(name: str) -> bool:
+    """Whether our own environment has exactly the versions that a peer is pinned to, for a machine without a package index."""
+    return all(installed(package) == version for package, _, version in (pin.partition("==") for pin in PINS[name]))
+
+
+def installed(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def told(output: str) -> str:

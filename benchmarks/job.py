@@ -79,12 +79,11 @@ def parameters(model: Path) -> int:
 def contender_run(name: str, case: Case, job: dict[str, Any], counted: Counted, place: Place, limit: float) -> dict[str, Any]:
     """The figures of one run, or `{"error": ...}`. Raises TooLong where it did not end within the limit."""
     contender, out = CONTENDERS[name], Path(job["out"])
-    problem = environment_of(contender, place, limit)
+    python, problem = interpreter(contender, place, limit)
     if problem:
         return {"error": problem}
     file = out.with_suffix(".job.json")
     file.write_text(json.dumps(job), encoding="utf-8")
-    python = sys.executable if contender.environment is None else environments.python(place.environments / contender.environment)
     command = [python, str(HERE / "peers" / contender.script), str(file)]
     try:
         measured = run(command, cwd=place.work, threads=place.threads, log=out.with_suffix(".log"), limit=limit, gpu=place.gpu)
@@ -101,11 +100,16 @@ def contender_run(name: str, case: Case, job: dict[str, Any], counted: Counted, 
     return found | memory | {key: measured.peak_memory_bytes, "process_seconds": measured.seconds}
 
 
-def environment_of(contender: Contender, place: Place, limit: float) -> str | None:
-    if contender.environment is None:
-        return None
-    folder = place.environments / contender.environment
-    return environments.ready(folder, contender.environment, gpu=place.gpu, seconds=limit)
+def interpreter(contender: Contender, place: Place, limit: float) -> tuple[str, str | None]:
+    """The contender's Python, and why there is none. Ours serves where a peer cannot be installed but its versions are here."""
+    name = contender.environment
+    if name is None:
+        return sys.executable, None
+    folder = place.environments / name
+    problem = environments.ready(folder, name, gpu=place.gpu, seconds=limit)
+    if problem and environments.held_here(name):
+        return sys.executable, None
+    return environments.python(folder), problem
 
 
 def figures(record: dict[str, Any], counted: Counted, begun: float, job: dict[str, Any]) -> dict[str, Any]:

@@ -47,6 +47,12 @@ def forget(log: Path, names: set[str]) -> None:
     log.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept), encoding="utf-8")
 
 
+def replace(log: Path, old: Line, new: Line | None) -> None:
+    """Another line in the place of one, or none."""
+    kept = [new if line == old else line for line in read(log)]
+    log.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept if line is not None), encoding="utf-8")
+
+
 def machine_of(log: Path, machine: Line) -> None:
     """Note the machine in a new log. Raises SystemExit where the log is of another one."""
     known = next((line["machine"] for line in read(log) if line["kind"] == "machine"), None)
@@ -138,4 +144,5 @@ def ratios(ours: list[Line], theirs: list[Line]) -> Line:
 
 def worst(verdicts: list[Line]) -> Line:
     """That of a round which does not agree, else the one with the largest difference."""
-    return min(verdicts, key=lambda verdict: (verdict["agrees"], -(verdict["largest"] or 0.0)))
+    waiting: Line = {"agrees": False, "why": "the reference is not computed yet", "largest": None}
+    return min((verdict or waiting for verdict in verdicts), key=lambda verdict: (verdict["agrees"], -(verdict["largest"] or 0.0)))

@@ -63,16 +63,13 @@ def ours(model: Any, name: str, documents: Documents) -> Step:
     proof = prove(model.config, type(model), "sdpa", prefix=bool(slots.prefix(model)))
     forward = prepare(model, proof, "sdpa")
     optimizer = Optimizer(tuning.parameters, "adamw", weight_decay=0.0, ratios=tuning.learning_rate_ratios)
-    rows = Plan(documents, documents.tokens, ROW, 0).behind(slots.virtual_ids(model)).rows(0)
-    learned = sum(len(row.targets_N) for row in rows)
+    rows = Plan(documents, documents.tokens, ROW, 0).behind(slots.virtual_ids(model)).shared(proof.shared).rows(0)
+    learned = sum(len(row.targets_N) for row in flat(rows))
 
     def step() -> float:
         total = 0.0
         for row in rows:
-            loss = forward.loss(row, 1 / learned)
-            loss.backward()
-            optimizer.gather()
-            total += loss.item()
+            total += forward.learn(row, 1 / learned, None, optimizer.gather).item()
         optimizer.step(1e-4)
         return total
 

@@ -69,12 +69,12 @@ def made(task: dict[str, Any]) -> Any:
     """The model in float32, and what the case trains of it."""
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
+    how: dict[str, Any] = {"dtype": torch.float32, "device_map": None if task["device"] == "cpu" else {"": task["device"]}}
     if task["labels"]:
-        model: Any = AutoModelForSequenceClassification.from_pretrained(task["model"], num_labels=len(task["labels"]), dtype=torch.float32)
+        model: Any = AutoModelForSequenceClassification.from_pretrained(task["model"], num_labels=len(task["labels"]), **how)
         model.config.pad_token_id = model.config.vocab_size - 1  # only asked for: there are no batches
     else:
-        model = AutoModelForCausalLM.from_pretrained(task["model"], dtype=torch.float32)
-    model = model.to(task["device"])
+        model = AutoModelForCausalLM.from_pretrained(task["model"], **how)
     if task["quantize"]:
         round_to_nf4(model)
     if task["method"] == "full":

@@ -144,6 +144,19 @@ def test_ratios_are_medians_within_rounds(suite: Any) -> None:
 def test_one_round_that_differs_is_what_the_table_says(suite: Any) -> None:
     verdicts = [{"agrees": True, "why": "", "largest": 0.001}, {"agrees": False, "why": "step 2", "largest": 0.5}]
     assert suite.ledger.worst(verdicts)["why"] == "step 2"
+    assert not suite.ledger.worst([verdicts[0], None])["agrees"], "a run without its reference does not count yet"
+
+
+def test_a_run_that_waits_for_its_reference_is_judged_first(suite: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log, place = tmp_path / "x.jsonl", suite.job.Place(tmp_path, tmp_path, "full", "cpu", "float32", 1)
+    for contender in ("tunesmith", "trl-best"):
+        suite.ledger.append(log, run_line("lora", contender, gate=None))
+    (tmp_path / "lora-tunesmith-0.job.json").write_text("{}")
+    verdict = {"agrees": True, "why": "", "largest": 0.0}
+    monkeypatch.setattr(suite.job, "judged", lambda *_: verdict)
+    suite.bench.judge_later(log, place, math.inf)
+    [line] = suite.ledger.read(log)  # the record of the other is gone
+    assert line["contender"] == "tunesmith" and line["gate"] == verdict
 
 
 def test_full_tuning_is_shown_against_three_products(suite: Any) -> None:
