@@ -9,7 +9,7 @@ from tests.tiny_models import VOCABULARY, some_documents, tiny
 from tunesmith.data.corpus.batches import make_row
 from tunesmith.models.proof import Proof
 from tunesmith.step.forward import prepare
-from tunesmith.step.piece import SEGMENTS, TOKENS, piece
+from tunesmith.step.piece import LEARNED, SEGMENTS, TOKENS, piece
 
 DOCUMENTS = some_documents([200, 5, 170, 80, 90, 60])
 
@@ -19,7 +19,7 @@ def test_the_first_documents_up_to_their_last_learned_token():
     short = piece(row, VOCABULARY)
     assert len(short.lengths) == SEGMENTS and len(short.ids_T) == sum(short.lengths) == short.computed_tokens <= TOKENS
     assert short.lengths[1] <= 5 and len(short.hidden_N) == len(short.targets_N) > 0
-    assert short.hidden_N.max() < len(short.ids_T)
+    assert short.hidden_N.max() < len(short.ids_T) and len(short.hidden_N) <= SEGMENTS * LEARNED
 
 
 def test_targets_stay_those_of_their_positions():

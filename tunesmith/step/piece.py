@@ -9,8 +9,9 @@ from torch import Tensor
 
 from tunesmith.data.corpus.batches import Row
 
-TOKENS = 96  # of a piece, about: a tenth of a second's work for a small model on a CPU
+TOKENS = 64  # of a piece, about: tenths of a second's work for a small model on a CPU
 SEGMENTS = 4
+LEARNED = 4  # positions of a segment: with a large vocabulary the head is a third of a small model's work
 BEHIND = 2  # rows
 
 
@@ -29,7 +30,7 @@ def piece(row: Row, vocabulary: int, tokens: int = TOKENS) -> Row:
         last = _last_learned(row.hidden_N, begin, end)
         kept_T[max(begin, last + 1 - each) : last + 1] = True
         kept_T[begin:end] |= row.ids_T[begin:end] >= vocabulary
-    place_T, learned_N = kept_T.cumsum(0) - 1, kept_T[row.hidden_N]
+    place_T, learned_N = kept_T.cumsum(0) - 1, kept_T[row.hidden_N] & _last_few(row.hidden_N, ranges)
     return replace(
         row,
         ids_T=row.ids_T[kept_T],
@@ -54,3 +55,13 @@ def _last_learned(hidden_N: Tensor, begin: int, end: int) -> int:
     """The last learned position from `begin` on before `end`, or the last one of all."""
     inside_N = hidden_N[(hidden_N >= begin) & (hidden_N < end)]
     return int(inside_N.max()) if len(inside_N) else end - 1
+
+
+def _last_few(hidden_N: Tensor, ranges: list[tuple[int, int]]) -> Tensor:
+    """Of each segment's learned positions the last `LEARNED`; a position that several documents learn is one, and all of it stays."""
+    few_N = torch.zeros(len(hidden_N), dtype=torch.bool)
+    for begin, end in ranges:
+        inside_N = (hidden_N >= begin) & (hidden_N < end)
+        last = hidden_N[inside_N].unique()[-LEARNED:]
+        few_N |= torch.isin(hidden_N, last)
+    return few_N
