@@ -6,6 +6,7 @@ Everything is read from outside in the same way for all: the record that the con
 import hashlib
 import json
 import math
+import shutil
 import sys
 from collections import Counter
 from dataclasses import dataclass
@@ -82,6 +83,7 @@ def contender_run(name: str, case: Case, job: dict[str, Any], counted: Counted, 
     python, problem = interpreter(contender, place, limit)
     if problem:
         return {"error": problem}
+    shutil.rmtree(out, ignore_errors=True)  # of a run that the time limit cut short, or of one before it
     file = out.with_suffix(".job.json")
     file.write_text(json.dumps(job), encoding="utf-8")
     command = [python, str(HERE / "peers" / contender.script), str(file)]

@@ -26,6 +26,7 @@ from transformers import BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
 
 from tunesmith import hardware
 from tunesmith.data.corpus.batches import Plan
+from tunesmith.data.corpus.batches import flat as with_those_behind
 from tunesmith.data.corpus.documents import Documents, flat
 from tunesmith.methods import method
 from tunesmith.methods.settings import SETTINGS
@@ -64,7 +65,7 @@ def ours(model: Any, name: str, documents: Documents) -> Step:
     forward = prepare(model, proof, "sdpa")
     optimizer = Optimizer(tuning.parameters, "adamw", weight_decay=0.0, ratios=tuning.learning_rate_ratios)
     rows = Plan(documents, documents.tokens, ROW, 0).behind(slots.virtual_ids(model)).shared(proof.shared).rows(0)
-    learned = sum(len(row.targets_N) for row in flat(rows))
+    learned = sum(len(row.targets_N) for row in with_those_behind(rows))
 
     def step() -> float:
         total = 0.0

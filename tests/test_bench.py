@@ -14,7 +14,21 @@ from typing import Any
 import pytest
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
-NAMES = ("measure", "cases", "contenders", "environments", "gate", "roofline", "ledger", "rows", "job", "shapes", "reference", "bench")
+NAMES = (
+    "measure",
+    "cases",
+    "contenders",
+    "environments",
+    "gate",
+    "roofline",
+    "ledger",
+    "rows",
+    "job",
+    "shapes",
+    "reference",
+    "bench",
+    "gpu_probe",
+)
 
 
 @pytest.fixture(scope="module")
@@ -315,6 +329,24 @@ def test_smoke_takes_the_tiny_model(suite: Any) -> None:
     chosen = suite.bench.chosen_cases(arguments, "smoke")
     assert {case.model for case in chosen.values()} == {"tiny"}
     assert chosen["lora"].contenders == ("tunesmith", "trl-best")
+
+
+def test_a_probe_is_ended_in_time_and_keeps_its_error(suite: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    probe = suite.gpu_probe
+    named = [line.split()[1] for line in probe.__doc__.splitlines() if line[:1].isdigit()]
+    assert named == list(probe.PROBES) and len(named) == 8
+
+    def figures() -> Iterator[tuple[str, float]]:
+        yield "one", 1.0
+        yield "two: not on this card", math.nan
+        raise RuntimeError("no such kernel")
+
+    monkeypatch.setitem(probe.PROBES, "nf4", (figures, "GB/s"))
+    for name in ("empty_cache", "reset_peak_memory_stats"):
+        monkeypatch.setattr(probe.torch.cuda, name, lambda: None)
+    assert probe.probed("nf4", -math.inf) == {"unit": "GB/s", "results": {"one": 1.0}, "whole": False}
+    found = probe.probed("nf4", math.inf)
+    assert found["results"] == {"one": 1.0, "two: not on this card": None} and found["error"] == "RuntimeError: no such kernel"
 
 
 def test_scripts_are_short() -> None:

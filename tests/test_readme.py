@@ -61,6 +61,43 @@ def test_a_miss_is_shown(script: ModuleType, tmp_path: Path) -> None:
     assert script.filled(text, tmp_path) == text
 
 
+def test_who_fails_and_whose_curve_differs_is_shown(script: ModuleType, tmp_path: Path) -> None:
+    def contender(title: str, rate: float, agrees: bool = True) -> dict[str, Any]:
+        median = {"tokens_per_second": rate, "peak_memory_bytes": 1.5e9, "seconds_to_first_step": 2.04}
+        ratios = {"tokens_per_second": 300 / rate, "peak_memory_bytes": 0.5, "process_seconds": 1.0}
+        gate = {"agrees": agrees, "why": "step 2: 1.5000, the reference has 1.9000", "largest": 0.2}
+        return {"title": title, "median": median, "ours_over_this": ratios, "gate": gate, "share_of_roofline": 0.701}
+
+    contenders = {
+        "tunesmith": contender("Tunesmith", 300.0),
+        "trl-default": contender("TRL", 60.0),
+        "trl-best": contender("TRL, packed", 100.0, agrees=False),
+        "axolotl-best": {"title": "Axolotl", "error": "a line\nno wheel | here"},
+    }
+    facts = {"documents": 64, "tokens": 14126, "learned_tokens": 11000, "rows_per_step": 16, "matmul_flops": 366e9, "one_in": 4}
+    case = {"title": "LoRA", **facts, "contenders": contenders}
+    found = {**COMMON, "suite": "cpu", "level": "full", "rounds": 3, "dtype": "float32", "cases": {"lora": case}}
+    (tmp_path / "bench_cpu.json").write_text(json.dumps(found))
+    text = script.block("bench_cpu", tmp_path)
+    assert "| Tunesmith | 300 |  | 1.50 GB |  | 2.0 s | 70% | agrees |" in text
+    assert "| TRL | 60 | 5.00× | 1.50 GB | 0.50× | 2.0 s | 70% | agrees |" in text
+    assert "| TRL, packed | 100 | 3.00× | 1.50 GB | 0.50× | 2.0 s | 70% | differs: does not count |" in text
+    assert "- TRL, packed: the curve differs: step 2: 1.5000" in text
+    assert "| Axolotl | not measured, see below |" in text and "- Axolotl: no wheel   here" in text
+    assert "14,126 tokens" in text and "366 GFLOP/s" in text and "one row in 4" in text and "medians of 3 rounds" in text
+
+
+def test_what_a_gpu_cannot_do_is_shown(script: ModuleType, tmp_path: Path) -> None:
+    probes = {
+        "gemm": {"unit": "TFLOP/s", "results": {"qkv": 612.3, "fp8": None}, "whole": True},
+        "nf4": {"unit": "GB/s", "results": {}, "error": "RuntimeError: no kernel", "whole": True},
+    }
+    (tmp_path / "gpu_probe.json").write_text(json.dumps({**COMMON, "probes": probes}))
+    text = script.block("gpu_probe", tmp_path)
+    assert "| gemm | qkv | 612.3 TFLOP/s |" in text and "|  | fp8 | cannot be done here |" in text
+    assert "| nf4 |  | ended with RuntimeError: no kernel |" in text
+
+
 def test_speed_and_scores_are_rendered(script: ModuleType, tmp_path: Path) -> None:
     median = {"tokens_per_second": 321.7, "share_of_matmul_rate": 0.71, "peak_memory_bytes": 1.7e9, "seconds_to_first_step": 9.04}
     (tmp_path / "speed.json").write_text(json.dumps({**COMMON, "rows": 64, "repeats": 3, "runs": {"lora": {"median": median}}}))

@@ -1,6 +1,5 @@
 """Tunesmith on a job: the command of a person, then what it recorded of itself in the form that peers' records have."""
 
-import shutil
 import sys
 import time
 from pathlib import Path
@@ -25,7 +24,6 @@ def main() -> None:
         return base
 
     loading.load = load
-    shutil.rmtree(out, ignore_errors=True)  # a run that the time limit cut short
     code = cli.main(words(job))
     if code:
         sys.exit(code)
