@@ -1,14 +1,14 @@
 """Attention over a forest against its definition, a T×T matrix of scores: values and every gradient."""
 
-from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
 
-from tunesmith.models import attention_cpu, attention_cuda, forest_attention
+from tests.cards import backward, forward
+from tunesmith.models import attention_cpu, attention_cuda, attention_kernels, forest_attention
 from tunesmith.models.forest import forest_of
-from tunesmith.models.forest_attention import agrees, attend
+from tunesmith.models.forest_attention import attend
 
 NESTED = ((9, 4, 7, 1, 70, 3, 5, 6), (-1, 0, 1, 1, 0, -1, 5, 5))
 SHAPES: dict[str, Any] = {
@@ -148,50 +148,6 @@ def test_without_kernels_the_keys_of_each_path_are_gathered(monkeypatch):
         compare(shape, (), window=16)
 
 
-# a card's calls, one for all stretches of a depth, computed here by this machine's operator
-def _stretches(at: attention_cuda.Offsets) -> list[tuple[slice, slice]]:
-    queries, keys = at.queries.tolist(), at.keys.tolist()
-    assert at.longest_queries == max(b - a for a, b in pairwise(queries))
-    return [(slice(*queries[i : i + 2]), slice(*keys[i : i + 2])) for i in range(len(queries) - 1)]
-
-
-def _forward(q, k, v, at, is_causal, scale, window):
-    outs, lses = [], []
-    for here, there in _stretches(at):
-        qs, ks = q[here].transpose(0, 1), k[there].transpose(0, 1).repeat_interleave(q.shape[1] // k.shape[1], 0)
-        scores = (qs @ ks.mT).float() * scale
-        distance = torch.arange(scores.shape[1])[:, None] - torch.arange(scores.shape[2])
-        if is_causal:
-            hidden = (distance < 0) | (distance >= (window or 1 << 30))
-            scores = scores.masked_fill(hidden, -torch.inf)
-        lses.append(scores.logsumexp(-1))
-        outs.append(
-            (scores.softmax(-1).to(v.dtype) @ v[there].transpose(0, 1).repeat_interleave(q.shape[1] // k.shape[1], 0)).transpose(0, 1)
-        )
-    return torch.cat(outs), torch.cat(lses, 1)
-
-
-def _backward(gradient, q, k, v, out, lse, at, is_causal, scale, window):
-    groups = q.shape[1] // k.shape[1]
-    dq, dk, dv = torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
-    for here, there in _stretches(at):
-        qs, g, o = (part[here].transpose(0, 1) for part in (q, gradient, out))
-        ks, vs = (part[there].transpose(0, 1).repeat_interleave(groups, 0) for part in (k, v))
-        scores = (qs @ ks.mT).float() * scale
-        distance = torch.arange(scores.shape[1])[:, None] - torch.arange(scores.shape[2])
-        if is_causal:
-            scores = scores.masked_fill((distance < 0) | (distance >= (window or 1 << 30)), -torch.inf)
-        weights = (scores - lse[:, here, None]).exp()
-        ds = weights * ((g @ vs.mT).float() - (g * o).float().sum(-1, keepdim=True)) * scale
-        dq[here] = (ds.to(q.dtype) @ ks).transpose(0, 1)
-        dk[there] = (ds.mT.to(q.dtype) @ qs).unflatten(0, (-1, groups)).sum(1).transpose(0, 1)
-        dv[there] = (weights.mT.to(q.dtype) @ g).unflatten(0, (-1, groups)).sum(1).transpose(0, 1)
-    return dq, dk, dv
-
-
-CARD = attention_cuda.Candidate("a card", _forward, _backward, True, (0, 0), 1)
-
-
 @pytest.mark.parametrize("window", [None, 6, 30])
 @pytest.mark.parametrize("fronts", [(), (5, 3)], ids=str)
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=list(SHAPES))
@@ -200,70 +156,14 @@ def test_all_stretches_of_a_depth_are_one_call_on_a_card(shape, fronts, window, 
 
     def counting(*given):
         calls.append(given[4])
-        return _forward(*given)
+        return forward(*given)
 
-    card = attention_cuda.Candidate("a card", counting, _backward, True, (0, 0), 1)
-    monkeypatch.setattr(forest_attention, "kernels_for", lambda q, k: forest_attention._of_candidate(card))
+    card = attention_cuda.Candidate("a card", counting, backward, True, (0, 0), 1)
+    monkeypatch.setattr(forest_attention, "kernels_for", lambda q, k: attention_kernels.of_candidate(card))
     compare(shape, fronts, window=window)
     if window is None:
         depths = {crossing.depth for crossing in forest_of(*shape).crossings}
         assert calls.count(True) == 1 and len(calls) == 1 + len(depths) + len(fronts)
-
-
-def test_the_check_of_kernels_takes_right_ones_and_refuses_wrong_ones():
-    where = (torch.device("cpu"), torch.bfloat16, 4, 2, 16)
-    assert agrees(forest_attention.CPU, *where)
-    assert agrees(forest_attention._of_candidate(CARD), *where)
-
-    def refused(**changes: Any) -> bool:
-        kernels = forest_attention._of_candidate(CARD)
-        functions = {name: changes.get(name, getattr(kernels, name)) for name in ("causal", "causal_backward", "full", "full_backward")}
-        return not agrees(forest_attention.Kernels("wrong", **functions, together=True, windows=True), *where)
-
-    kernels = forest_attention._of_candidate(CARD)
-
-    def other_lse(*given):
-        out, lse = kernels.full(*given)
-        return out, lse * 1.1
-
-    def no_window(*given):
-        return kernels.causal(*given[:-1], None)
-
-    def no_gradient(*given):
-        return tuple(part * 0.9 for part in kernels.causal_backward(*given))
-
-    def missing(*given):
-        raise NotImplementedError("no such kernel")
-
-    assert refused(full=other_lse) and refused(causal=no_window) and refused(causal_backward=no_gradient) and refused(causal=missing)
-
-
-def test_the_next_candidate_is_taken_and_said(monkeypatch):
-    """With a card's table and its checks replaced: the order, the capability asked for, the sentences."""
-    first, second = (
-        attention_cuda.Candidate(name, _forward, _backward, False, least, 8) for name, least in (("one", (9, 0)), ("two", (8, 0)))
-    )
-    monkeypatch.setattr(attention_cuda, "CANDIDATES", (first, second))
-    where: Any = (torch.device("cuda"), torch.bfloat16, 4, 2, 16)
-
-    def told(capability, *right):
-        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-        monkeypatch.setattr(forest_attention, "agrees", lambda kernels, *others: kernels.name in right)
-        forest_attention.chosen.cache_clear()
-        kernels = forest_attention.chosen(*where)
-        return kernels and kernels.name, forest_attention.note(*where)
-
-    assert told((9, 0), "one", "two") == ("one", "")
-    assert told((8, 6), "one", "two") == ("two", "")
-    name, said = told((9, 0), "two")
-    assert (
-        name == "two" and said == "one does not compute attention of 4 heads of size 16 in bfloat16 as the definition has it: two is used"
-    )
-    name, said = told((9, 0))
-    assert name is None and "documents are computed one by one" in said
-    forest_attention.chosen.cache_clear()
-    assert forest_attention.chosen(torch.device("cuda"), torch.float32, 4, 2, 16) is None
-    assert forest_attention.note(torch.device("cpu"), torch.float32, 4, 2, 16) == ""
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -271,7 +171,7 @@ def test_the_next_candidate_is_taken_and_said(monkeypatch):
 def test_a_cards_own_kernels_give_the_definition(size):
     lengths, parents = NESTED
     given = [leaf.detach().cuda().requires_grad_() for leaf in leaves(sum(lengths), (5,), 8, 2, size, torch.bfloat16)]
-    assert forest_attention.kernels_for(given[0], given[1]) is not None
+    assert attention_kernels.kernels_for(given[0], given[1]) is not None
     ours = attend(*given[:3], forest_of(lengths, parents), pairs(given[3:]), size**-0.5)
     theirs = definition([leaf.cpu() for leaf in given], forest_of(lengths, parents), size**-0.5)
     torch.testing.assert_close(ours.cpu().double(), theirs, rtol=2e-2, atol=2e-2)

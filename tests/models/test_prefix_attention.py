@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from tunesmith.models import attention_cpu, forest_attention, prefix_attention
+from tunesmith.models import attention_cpu, attention_kernels, prefix_attention
 from tunesmith.models.attention import packed_attention
 from tunesmith.models.prefix_attention import Prefix
 
@@ -132,6 +132,6 @@ def test_the_prefix_is_not_copied_for_each_document(monkeypatch):
         sizes.append((q.shape[1], k.shape[1]))
         return full(q, k, *others)
 
-    monkeypatch.setattr(forest_attention, "CPU", replace(forest_attention.CPU, full=counting))
+    monkeypatch.setattr(attention_kernels, "CPU", replace(attention_kernels.CPU, full=counting))
     behind_prefix(*leaves(), STARTS, 0.3)
     assert sizes == [(28, PREFIX)]

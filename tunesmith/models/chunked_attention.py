@@ -4,8 +4,14 @@
 Shapes: B rows, H query heads, K key/value heads, L queries, S keys, Q queries of a chunk, E head size.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from tunesmith.models.forest import Forest
 
 QUERY_CHUNK = 256  # queries whose scores are made at once
 
@@ -46,3 +52,22 @@ def chunked(
             weights_BHQS = scores_BHQS.softmax(-1)
         pieces.append(weights_BHQS.to(v_BHSE.dtype) @ v_BHSE[:, :, first : front + end])
     return torch.cat(pieces, dim=2)
+
+
+def along_path(
+    q_HTE: Tensor, k_KTE: Tensor, v_KTE: Tensor, forest: Forest, segment: int, fronts: Sequence[Any], scale: float,
+    window: int | None = None, softcap: float | None = None, sinks_H: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """One segment over the gathered keys of its path: [L, H, E]."""
+    segments = forest.segments
+    path = [slice(*segments[s]) for s in (*forest.path(segment), segment)]
+    k_KSE = torch.cat([*(front[0] for front in fronts), *(k_KTE[:, at] for at in path)], dim=1)
+    v_KSE = torch.cat([*(front[1] for front in fronts), *(v_KTE[:, at] for at in path)], dim=1)
+    q_HLE = q_HTE[:, path[-1]]
+    reaches = window if window is not None and window < k_KSE.shape[1] else None
+    if k_KSE.shape[1] == q_HLE.shape[1] and reaches is None and softcap is None and sinks_H is None:
+        grouped = k_KSE.shape[0] != q_HLE.shape[0]
+        out = F.scaled_dot_product_attention(q_HLE[None], k_KSE[None], v_KSE[None], is_causal=True, scale=scale, enable_gqa=grouped)
+    else:
+        out = chunked(q_HLE[None], k_KSE[None], v_KSE[None], scale, reaches, softcap, sinks_H)
+    return out[0].transpose(0, 1)

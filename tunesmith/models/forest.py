@@ -62,6 +62,11 @@ class Forest:
     def segments(self) -> list[tuple[int, int]]:
         return list(pairwise(self.starts))
 
+    @property
+    def filled(self) -> list[int]:
+        """The segments that hold tokens."""
+        return [segment for segment, (begin, end) in enumerate(self.segments) if begin < end]
+
     def path(self, segment: int) -> list[int]:
         """The segments that stand before this one in its documents, outermost first, itself not among them."""
         found: list[int] = []

@@ -12,9 +12,9 @@ from torch import Tensor
 from tunesmith.data.corpus.batches import Row, flat
 from tunesmith.errors import UserError
 from tunesmith.models import attention, slots
+from tunesmith.models.attention_kernels import note as attention_note
 from tunesmith.models.attention_layers import attention_layers
 from tunesmith.models.forest import Front, row_arguments
-from tunesmith.models.forest_attention import note as attention_note
 from tunesmith.models.head import decoder_of, head_of
 from tunesmith.models.proof import Proof
 from tunesmith.models.score import Score
@@ -31,7 +31,7 @@ class Carried:
 
 @dataclass
 class Forward:
-    """How a row is computed. Rows must hold one document each where `packed` is false, and share nothing where `shared` is.
+    """How a row is computed. Rows must hold one document each where `packed` is false.
 
     With a `score` their targets are labels. `notes` are sentences for the user.
     """
@@ -40,7 +40,6 @@ class Forward:
     own_head: bool
     packed: bool
     score: Score | None = None
-    shared: bool = False
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -164,7 +163,7 @@ def prepare(model: Any, proof: Proof, own_attention: str, score: Score | None = 
             f"{type(model).__name__} cannot be trained behind a prefix, take another method (lora, prompt, adapter):", *proof.failures
         )
     model.set_attn_implementation(attention.NAME if proof.packed else own_attention)
-    return Forward(model, proof.own_head, proof.packed, score, proof.shared, _notes(model) if proof.packed else ())
+    return Forward(model, proof.own_head, proof.packed, score, _notes(model) if proof.packed else ())
 
 
 def _notes(model: Any) -> tuple[str, ...]:
