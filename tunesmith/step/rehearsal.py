@@ -9,7 +9,7 @@ Gradients of trained tensors are left out of the count as soon as they are whole
 """
 
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -142,19 +142,30 @@ def _parameters(model: Any) -> Iterator[nn.Parameter]:
         yield from module.parameters()
 
 
+# Operators that look at numbers, of which there are none: they find zeros. Masks that are made of ones are then not left out, and
+# placeholders are found nowhere: what would stand in their place has the same size.
+_LOOKS: dict[Any, Callable[[Tensor], Any]] = {
+    torch.ops.aten._local_scalar_dense.default: lambda x: torch.zeros((), dtype=x.dtype).item(),
+    torch.ops.aten.nonzero.default: lambda x: torch.empty(0, x.ndim, dtype=torch.int64, device="meta"),
+}
+
+
 class Count(TorchDispatchMode):
     """Bytes of the storages that operators have made while this is open and that are still held, and the most there were."""
 
-    def __init__(self, standing: Iterable[Tensor]) -> None:
+    def __init__(self, standing: Iterable[Tensor], device_type: str = "meta") -> None:
         """What stands already is not counted when a view of it is made."""
         super().__init__()
+        self.device_type = device_type
         self.now = self.peak = 0
         self._seen: dict[int, Any] = {storage._cdata: storage for storage in (each.untyped_storage() for each in standing)}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _LOOKS and args[0].device.type == "meta":
+            return _LOOKS[func](args[0])
         made = func(*args, **(kwargs or {}))
         for each in tree_flatten(made)[0]:
-            if isinstance(each, Tensor) and each.device.type == "meta":
+            if isinstance(each, Tensor) and each.device.type == self.device_type:
                 self._add(each.untyped_storage())
         return made
 
