@@ -20,6 +20,7 @@ FIGURES = (
     "tokens_per_second", "learned_tokens_per_second", "peak_memory_bytes", "reserved_bytes", "device_bytes", "seconds_to_first_step",
     "seconds_from_start_to_first_step", "loop_seconds", "process_seconds",
 )  # fmt: skip
+SAME = ("cpu", "physical_cores", "bf16_instructions", "gpus", "torch", "transformers")  # or figures do not compare
 Line = dict[str, Any]
 
 
@@ -58,7 +59,7 @@ def machine_of(log: Path, machine: Line) -> None:
     known = next((line["machine"] for line in read(log) if line["kind"] == "machine"), None)
     if known is None:
         append(log, {"kind": "machine", "machine": machine})
-    elif differing := sorted(key for key in {*known, *machine} if known.get(key) != machine.get(key) and key != "memory_bytes"):
+    elif differing := [key for key in SAME if known.get(key) != machine.get(key)]:
         what = ", ".join(differing)
         raise SystemExit(f"{log.name} was begun on another machine or with other libraries ({what}): delete it or take --out NAME")
 
