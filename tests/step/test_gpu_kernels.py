@@ -26,7 +26,7 @@ from tunesmith.train.accelerations import decided
 __all__ = ["device", "rounds_to_even"]
 pytest.importorskip("triton", reason="Triton comes with CUDA builds of torch")
 
-ROW = make_row(some_documents([3, 5]), [0, 1])
+ROW = make_row(some_documents([2, 3]), [0, 1])
 NAMES = ["the loss's own kernel", "NF4's own kernel"]
 
 
@@ -41,7 +41,7 @@ def counting(launched: Counter[str], name: str, plain: Callable[..., Any]) -> Ca
 @pytest.fixture
 def as_on_a_gpu(monkeypatch):
     """`kernels.available` says yes; counts the launches of each kernel."""
-    from tunesmith.models.kernels import cross_entropy, gated, rms_norm
+    from tunesmith.models.kernels import cross_entropy, gated, rms_norm, rotary
     from tunesmith.models.kernels import nf4 as nf4_kernel
 
     launched: Counter[str] = Counter()
@@ -50,6 +50,7 @@ def as_on_a_gpu(monkeypatch):
         gated: ["gated_forward", "gated_backward"],
         nf4_kernel: ["dequantize_into"],
         rms_norm: ["rms_norm_forward", "rms_norm_backward"],
+        rotary: ["rotate"],
     }.items():
         for name in names:
             monkeypatch.setattr(module, name, counting(launched, name, getattr(module, name)))
@@ -97,7 +98,7 @@ def test_every_kernel_stands_in_a_run_and_gives_the_plain_numbers(name, tmp_path
     as_on_a_gpu.clear()
     torch.testing.assert_close(found(forward, tuning), expected, rtol=1e-4, atol=1e-5)
     assert set(as_on_a_gpu) == {
-        "cross_entropy_", "dequantize_into", "gated_backward", "gated_forward", "rms_norm_backward", "rms_norm_forward",
+        "cross_entropy_", "dequantize_into", "gated_backward", "gated_forward", "rms_norm_backward", "rms_norm_forward", "rotate",
     }  # fmt: skip
     assert workspace.held_bytes() == 4 * 64 * 128, "one matrix, the largest"
 
@@ -115,6 +116,7 @@ def test_a_wrong_kernel_is_off_and_named(tmp_path, as_on_a_gpu, monkeypatch):
 
     right = cross_entropy.cross_entropy_
     monkeypatch.setattr(cross_entropy, "cross_entropy_", lambda *given: right(*given) * 1.01)
+    monkeypatch.setattr("tunesmith.step.acceleration.of_parts", lambda *given: [])  # each would be tried again, one by one
     forward, tuning = trained(tiny("llama"))
     decision = decided(tmp_path, Run(), forward, tuning, ROW)
     assert NAMES[0] in decision.record["off"] and len(decision.warnings) == 1 and decision.warnings[0].startswith(NAMES[0])

@@ -37,6 +37,13 @@ def _nf4(device: torch.device, double: bool, dtype: torch.dtype) -> None:
     dequantize_into(torch.zeros(512, 4096, dtype=dtype, device=device), codes, absmax if double else absmax.float(), numbers[:16], *nested)
 
 
+def _rotary(device: torch.device, back: bool, size: int) -> None:
+    from tunesmith.models.kernels.rotary import rotate
+
+    x_BHTE = torch.zeros(1, 16, 32, 128, dtype=torch.bfloat16, device=device).transpose(1, 2)
+    rotate(x_BHTE, x_BHTE[:, 0, :, :size], x_BHTE[:, 0, :, :size], back)
+
+
 LAUNCHES = {
     "rms_norm, llama": lambda device: _rms_norm(device, one_plus=False, cast_first=True),
     "rms_norm, gemma": lambda device: _rms_norm(device, one_plus=True, cast_first=False),
@@ -46,6 +53,9 @@ LAUNCHES = {
     "cross_entropy, gradient": lambda device: _cross_entropy(device, None, True),
     "cross_entropy, loss": lambda device: _cross_entropy(device, None, False),
     "cross_entropy, capped": lambda device: _cross_entropy(device, 30.0, True),
+    "rotary": lambda device: _rotary(device, False, 128),
+    "rotary, back": lambda device: _rotary(device, True, 128),
+    "rotary, in part": lambda device: _rotary(device, False, 32),
     "nf4, bf16": lambda device: _nf4(device, True, torch.bfloat16),
     "nf4, fp32": lambda device: _nf4(device, False, torch.float32),
 }

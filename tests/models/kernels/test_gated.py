@@ -68,7 +68,18 @@ def test_gradients_of_halves_are_halves_of_one_tensor(device):
     gate, up = drawn((2, 5, 32), torch.float32, device, halves=True)
     dgate, dup = kernel.gated_backward(torch.randn(2, 5, 32, device=device), gate, up, "silu")
     assert dup.data_ptr() == dgate.data_ptr() + 4 * 32 and dgate.stride() == gate.stride()
-    assert dgate._base is dup._base is not None and dgate._base.shape == (2, 5, 64)
+    whole: Any = dgate._base
+    assert whole is dup._base and whole.shape == (2, 5, 64)
+
+
+def test_gradients_are_written_where_they_are_wanted(device):
+    gate, up = drawn((3, 32), torch.float32, device)
+    dy, both = torch.randn(3, 32, device=device), torch.empty(3, 64, device=device)
+    expected = kernel.gated_backward(dy, gate, up, "silu")
+    found = kernel.gated_backward(dy, gate, up, "silu", (both[:, :32], both[:, 32:]))
+    assert found[0].data_ptr() == both.data_ptr() and torch.equal(both, torch.cat(expected, -1))
+    with pytest.raises(AssertionError):
+        kernel.gated_backward(dy, gate, up, "silu", (both[:, :32], torch.empty(3, 32, device=device)))
 
 
 @pytest.mark.parametrize("kind", ACTIVATIONS)

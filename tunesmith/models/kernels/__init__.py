@@ -17,6 +17,7 @@ KERNELS = {
     "gated": "act(gate)·up of a gated MLP, forward and backward",
     "nf4": "4-bit codes and nested scales to a matrix, in one launch",
     "rms_norm": "RMSNorm, forward and backward",
+    "rotary": "rotary embedding of queries and keys, forward and backward",
 }
 
 

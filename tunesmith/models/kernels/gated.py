@@ -37,14 +37,16 @@ def gated_forward(gate: Tensor, up: Tensor, kind: str) -> Tensor:
     return y
 
 
-def gated_backward(dy: Tensor, gate: Tensor, up: Tensor, kind: str) -> tuple[Tensor, Tensor]:
-    """(dgate, dup), each like its own; the halves of one tensor [..., 2·I] where `gate` and `up` are.
+def gated_backward(dy: Tensor, gate: Tensor, up: Tensor, kind: str, into: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
+    """(dgate, dup), each like its own; the halves of one tensor [..., 2·I] where `gate` and `up` are. Written `into` two tensors
+    that lie alike, where these are given.
 
     Raises ValueError for a kind or a dtype that the kernel does not know.
     """
-    number = _check(kind, gate, up, dy)
-    dgate, dup = _like_halves(gate, up)
+    dgate, dup = _like_halves(gate, up) if into is None else into
+    number = _check(kind, gate, up, dy, dgate, dup)
     gate_NI, up_NI, dy_NI, dgate_NI, dup_NI = (_rows(tensor) for tensor in (gate, up, dy, dgate, dup))
+    assert dgate_NI.stride() == dup_NI.stride()
     if gate.numel():
         with kernels.on(gate.device):
             _backward[_grid(gate_NI)](

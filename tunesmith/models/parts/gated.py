@@ -153,11 +153,8 @@ def _gradients(dy: Tensor, gate: Tensor, up: Tensor, kind: str, both: Tensor | N
     if _by_kernel(gate):
         from tunesmith.models.kernels.gated import gated_backward
 
-        dgate, dup = gated_backward(dy.contiguous(), gate, up, kind)
-        if both is None:
-            return dgate, dup
-        halves = both.chunk(2, dim=-1)
-        return halves[0].copy_(dgate), halves[1].copy_(dup)
+        first, second = (None, None) if both is None else both.chunk(2, dim=-1)
+        return gated_backward(dy.contiguous(), gate, up, kind, None if first is None or second is None else (first, second))
     activation, gradient = KINDS[kind]
     act = activation(gate)
     if both is None:

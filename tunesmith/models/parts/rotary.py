@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from tunesmith.models import kernels
 from tunesmith.models.parts import drawn
 
 SAID = "our own rotary embedding"  # to users
@@ -85,13 +86,22 @@ class _Rotated(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, cos_BTR: Tensor, sin_BTR: Tensor) -> Tensor:
         ctx.save_for_backward(cos_BTR, sin_BTR)
-        return _turned(x, cos_BTR[:, None], sin_BTR[:, None], back=False)
+        return _by_any(x, cos_BTR, sin_BTR, back=False)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None]:
         cos_BTR, sin_BTR = ctx.saved_tensors
-        return _turned(dy, cos_BTR[:, None], sin_BTR[:, None], back=True), None, None
+        return _by_any(dy, cos_BTR, sin_BTR, back=True), None, None
+
+
+def _by_any(x: Tensor, cos_BTR: Tensor, sin_BTR: Tensor, back: bool) -> Tensor:
+    """By a GPU's kernel where there is one, a single pass."""
+    if kernels.available(x.device) and x.dtype != torch.float64 and x.stride(-1) == 1:
+        from tunesmith.models.kernels.rotary import rotate
+
+        return rotate(x, cos_BTR, sin_BTR, back)
+    return _turned(x, cos_BTR[:, None], sin_BTR[:, None], back)
 
 
 def _turned(x: Tensor, cos: Tensor, sin: Tensor, back: bool) -> Tensor:
