@@ -15,9 +15,9 @@ from tunesmith.step import compiled, forward, recompute
 from tunesmith.step.compiled import SHORTEST, Compiled
 
 SIZES: dict[str, Any] = dict(
-    hidden_size=64, intermediate_size=128, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2, head_dim=16, vocab_size=96
+    hidden_size=64, intermediate_size=128, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, head_dim=16, vocab_size=96
 )
-ROWS = ((20, 13), (50,), (16, 17, 18, 5), (64,), (16,), (200, 1, 1))
+ROWS = ((20, 13), (50,), (16, 17, 18, 5), (64,))
 
 
 def tiny(kind: str = "llama") -> Any:
@@ -85,7 +85,9 @@ def nothing_compiled_before():
 
 
 @pytest.mark.skipif(bool(compiled.impossible(torch.device("cpu"))), reason="no C++ compiler")
-def test_compiled_blocks_learn_the_same_and_all_blocks_and_lengths_share_two_graphs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiled_blocks_learn_the_same_and_all_blocks_and_lengths_share_two_graphs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "compiled"))
     model = tiny()
     switch = switched(model, tuned(model, "lora", rank=4), "inductor", "blocks")
@@ -93,7 +95,7 @@ def test_compiled_blocks_learn_the_same_and_all_blocks_and_lengths_share_two_gra
     assert any((tmp_path / "compiled").iterdir())
 
 
-@pytest.mark.parametrize("name", ["pissa", "adapter", "full", "prefix", "ptuning_v2", "prompt"])
+@pytest.mark.parametrize("name", ["pissa", "adapter", "full", "prefix"])
 def test_every_method_that_is_compiled(name: str) -> None:
     model = tiny()
     switch = switched(model, tuned(model, name), "aot_eager")
@@ -107,7 +109,7 @@ def test_over_nf4_no_matrix_is_kept_for_the_backward_pass() -> None:
     assert switch.graphs == 2
     kept: list[int] = []
     switch.on()
-    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.numel()) or tensor, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: (kept.append(tensor.numel()), tensor)[1], lambda tensor: tensor):
         gradients(model, tuning, (20, 13))
     switch.off()
     matrix = SIZES["hidden_size"] * SIZES["intermediate_size"]

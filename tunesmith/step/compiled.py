@@ -6,7 +6,9 @@ halves of a block: it works on a Python description of the row's documents, whic
     block   │ norm, q k v, rotary ├── our attention ──┤ o, sum, norm, gate up down, sum │
                  compiled             as it is                   compiled
 
-The number of tokens is a symbol in what is compiled. Rows without gradients (evaluation) and very short ones go the plain way.
+The number of tokens is a symbol in what is compiled. How many the first row has may still decide how loops are divided, and with that
+last bits: the first row is that of the comparison at the start, the same whenever a run is begun or resumed. Rows without gradients
+(evaluation) and very short ones go the plain way.
 """
 
 import contextlib
@@ -28,7 +30,6 @@ from tunesmith.models.source import cache_folder
 from tunesmith.step.shell import STANDS_FOR, Loan, shells
 
 SHORTEST = 16  # tokens of a row; a compiler treats lengths 0 and 1 as special, and nothing is gained on a few
-USUAL = 1024  # tokens for which the compiler chooses how to go about it
 MOST = 8  # graphs of one kind of block: two, before its attention and behind it, and again where windows or what is trained differ
 # What the decision goes by (benchmarks/compile.py measures it): seconds to compile, the share of a step that is saved, FLOP/s (of one
 # thread on a CPU, in fp32). Constants, since a decision by the clock would not be the same twice.
@@ -143,10 +144,7 @@ def _mark(values: Any, tokens: int) -> None:
     if isinstance(values, Tensor):
         at = values.shape.index(tokens) if tokens in values.shape else None
         for dimension in range(values.ndim):
-            if dimension == at:  # what is compiled must not depend on which row came first: a resumed run compiles anew
-                torch._dynamo.mark_dynamic(values, dimension, hint_override=USUAL)
-            else:
-                torch._dynamo.mark_static(values, dimension)
+            (torch._dynamo.mark_dynamic if dimension == at else torch._dynamo.mark_static)(values, dimension)
     elif isinstance(values, dict):
         for value in values.values():
             _mark(value, tokens)
@@ -171,7 +169,7 @@ def _passing(named: dict[str, Any]) -> Iterator[None]:
 
 def _attention(module: nn.Module, *tensors: Any, **named: Any) -> Any:
     """Our attention, told of the module that the shell stands for and of what was kept from the compiler."""
-    out_BTHE, *others = attention.packed_attention(vars(module).get(STANDS_FOR, module), *tensors, **named, **_PASSED[-1])
+    out_BTHE, *others = attention.packed_attention(vars(module).get(STANDS_FOR, module), *tensors, **(named | _PASSED[-1]))
     _mark(out_BTHE, out_BTHE.shape[1])
     return out_BTHE, *others
 
@@ -186,7 +184,9 @@ def _settings() -> Iterator[None]:
     import torch._dynamo.config as dynamo
     import torch._inductor.config as inductor
 
-    with dynamo.patch(nested_graph_breaks=True, specialize_float=True, recompile_limit=64), inductor.patch(fallback_random=True, compile_threads=1):
+    ours: dict[str, Any] = dict(nested_graph_breaks=True, specialize_float=True, recompile_limit=64)
+    with warnings.catch_warnings(), dynamo.patch(**ours), inductor.patch(fallback_random=True, compile_threads=1):
+        warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf")  # the compiler looks at it
         yield
 
 

@@ -32,7 +32,9 @@ def refuse(run: Run, device: torch.device) -> None:
     if run.train.fp8 and (why := fp8.impossible(device)):
         problems.append(f"train.fp8: {why}; leave it at false")
     if run.train.fp8 and run.method.name not in fp8.METHODS:
-        problems.append(f"train.fp8: {run.method.name} has no products with frozen matrices in it that are ours; {' and '.join(fp8.METHODS)} have")
+        problems.append(
+            f"train.fp8: {run.method.name} has no products with frozen matrices in it that are ours; {' and '.join(fp8.METHODS)} have"
+        )
     if run.train.fp8 and run.train.compile is True:
         problems.append("train.fp8 and train.compile: each takes the products over; set train.compile to false")
     if problems:
