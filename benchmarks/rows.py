@@ -14,6 +14,7 @@ ALPACA = "llamafactory_demo/alpaca_en_demo.json"
 INTENTS = "banking77/train.csv"
 FILES = {"alpaca": ALPACA, "intents": INTENTS}
 SYSTEM_TOKENS, ROW_TOKENS = 500, 100
+TEMPLATE_TOKENS = 96  # more than a template adds to a row, and words that are two tokens; no row may need cutting
 CHAT_TOKENS = (64, 600, 4000)  # shortest, median, longest
 
 
@@ -31,7 +32,7 @@ class Counted:
 
 def make(case: Case, count: int, data: Path | None, model: Path, target: Path) -> Path:
     """The rows' file. Rows without the data sets they are named after are made up, which the results say."""
-    rows = MAKERS[case.rows](count, data, words_of(model))
+    rows = MAKERS[case.rows](count, data, words_of(model), case.row_tokens - TEMPLATE_TOKENS)
     if case.classify:
         target = target.with_suffix(".jsonl")
         target.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
@@ -81,14 +82,14 @@ def found(case: Case, data: Path | None) -> bool:
     return data is not None and (data / FILES[case.rows]).exists()
 
 
-def alpaca(count: int, data: Path | None, words: list[str]) -> list[dict[str, Any]]:
+def alpaca(count: int, data: Path | None, words: list[str], room: int) -> list[dict[str, Any]]:
     if data is None or not (data / ALPACA).exists():
-        return chats(count, None, words, (20, 180, 700))
+        return chats(count, None, words, room, (20, 180, 700))
     rows = json.loads((data / ALPACA).read_text(encoding="utf-8"))[:count]
     return [{key: row.get(key, "") for key in ("instruction", "input", "output")} for row in rows]
 
 
-def shared_prefix(count: int, data: Path | None, words: list[str]) -> list[dict[str, Any]]:
+def shared_prefix(count: int, data: Path | None, words: list[str], room: int) -> list[dict[str, Any]]:
     """One system prompt of about 500 tokens before questions and answers of about 100."""
     chance = random.Random(0)
     system = " ".join(chance.choices(words, k=SYSTEM_TOKENS - 4))
@@ -97,18 +98,18 @@ def shared_prefix(count: int, data: Path | None, words: list[str]) -> list[dict[
     return [{"system": system, "instruction": question, "input": "", "output": answer} for question, answer in texts]
 
 
-def chats(count: int, data: Path | None, words: list[str], lengths: tuple[int, int, int] = CHAT_TOKENS) -> list[dict[str, Any]]:
+def chats(count: int, data: Path | None, words: list[str], room: int, lengths: tuple[int, int, int] = CHAT_TOKENS) -> list[dict[str, Any]]:
     """Questions and answers of random words, as long as chats are: log-normal around the median, a third of it the question."""
     chance, (shortest, median, longest) = random.Random(0), lengths
     rows = []
     for _ in range(count):
-        length = int(min(longest, max(shortest, median * chance.lognormvariate(0.0, 0.8)))) - 40
+        length = int(min(longest, room, max(shortest, median * chance.lognormvariate(0.0, 0.8)))) - 40
         texts = [" ".join(chance.choices(words, k=max(4, part))) for part in (length // 3, length - length // 3)]
         rows.append({"instruction": texts[0], "input": "", "output": texts[1]})
     return rows
 
 
-def intents(count: int, data: Path | None, words: list[str]) -> list[dict[str, Any]]:
+def intents(count: int, data: Path | None, words: list[str], room: int) -> list[dict[str, Any]]:
     """BANKING77's training texts in a fixed random order; made up where they are absent: 77 labels, each a word of its own."""
     chance = random.Random(0)
     if data is not None and (data / INTENTS).exists():

@@ -299,11 +299,13 @@ def test_a_program_is_ended_at_its_limit(suite: Any, tmp_path: Path) -> None:
 
 def test_made_up_rows_are_of_the_lengths_that_the_case_says(suite: Any) -> None:
     words = ["tree", "house", "river"]
-    rows = suite.rows.shared_prefix(3, None, words)
+    rows = suite.rows.shared_prefix(3, None, words, 928)
     assert len({row["system"] for row in rows}) == 1 and len(rows[0]["system"].split()) == suite.rows.SYSTEM_TOKENS - 4
-    lengths = [len((row["instruction"] + " " + row["output"]).split()) for row in suite.rows.chats(200, None, words)]
+    lengths = [len((row["instruction"] + " " + row["output"]).split()) for row in suite.rows.chats(200, None, words, 8000)]
     assert 300 < sorted(lengths)[100] < 900 and max(lengths) <= 4000
-    assert suite.rows.chats(5, None, words) == suite.rows.chats(5, None, words)
+    assert suite.rows.chats(5, None, words, 8000) == suite.rows.chats(5, None, words, 8000)
+    short = [len((row["instruction"] + " " + row["output"]).split()) for row in suite.rows.chats(200, None, words, 900)]
+    assert max(short) <= 900, "no row is longer than a packed row, or peers would cut or drop it"
 
 
 def test_the_jobs_of_all_contenders_of_a_case_agree(suite: Any, tmp_path: Path) -> None:
