@@ -64,3 +64,11 @@ def test_the_next_candidate_is_taken_and_said(monkeypatch):
     chosen.cache_clear()
     assert chosen(torch.device("cuda"), torch.float32, 4, 2, 16) is None
     assert note(torch.device("cpu"), torch.float32, 4, 2, 16) == ""
+
+
+def test_the_check_saves_nothing_that_a_checkpoint_would_count():
+    """It may be asked for in the middle of a block that is to be computed again, where it is not asked for the second time."""
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(1) or tensor, lambda tensor: tensor):
+        assert agrees(CPU, torch.device("cpu"), torch.bfloat16, 2, 1, 8)
+    assert kept == []

@@ -2,7 +2,7 @@
 
 The operator costs as much for 16 tokens as for 60, and its backward twice that: short segments of about one length are computed
 together, by the definition, in fp32. Forward functions give the logarithm of the softmax's denominator (lse) beside the output;
-backward functions take the output and lse of the WHOLE softmax, of which theirs may be a part (`models/forest_attention.py`).
+backward functions take the output and lse of the WHOLE softmax, of which theirs may be a part (`models/merged_attention.py`).
 
 Shapes: T tokens of the row, H query heads, K key/value heads of G = H/K query heads each, E head size, Q queries and S keys of a
 stretch, N short segments of at most L tokens, M tokens of all short segments.

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 
 from tunesmith.models import attention_cpu, attention_cuda
 from tunesmith.models.chunked_attention import along_path
@@ -72,7 +73,8 @@ def agrees(kernels: Kernels, device: torch.device, dtype: torch.dtype, heads: in
     cases += [(alone, 20, [])] if kernels.windows else []
     for forest, window, front in cases:
         leaves = [q, k, v, *front]
-        with torch.enable_grad():
+        # past the hooks of activation recomputation, which would count what is saved here among the model's own
+        with torch.enable_grad(), saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor):
             try:
                 ours = merged(kernels, q, k, v, forest, [tuple(front)] if front else [], scale, window)
                 direction = torch.randn(ours.shape, generator=generator).to(ours)

@@ -1,5 +1,5 @@
 """Keys and values that stand in front of every document at a layer's attention, kept once: a prefix of a method, or one that was
-drawn for a proof. How they are attended to stands in `models/forest_attention.py`.
+drawn for a proof. How they are attended to stands in `models/merged_attention.py`.
 
 Shapes: T tokens of the row, P positions of the prefix, H query heads, K key/value heads, E head size.
 """
