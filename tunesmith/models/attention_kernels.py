@@ -78,14 +78,14 @@ def agrees(kernels: Kernels, device: torch.device, dtype: torch.dtype, heads: in
             try:
                 ours = merged(kernels, q, k, v, forest, [tuple(front)] if front else [], scale, window)
                 direction = torch.randn(ours.shape, generator=generator).to(ours)
-                found = [ours, *torch.autograd.grad(ours, leaves, direction)]
+                found = [ours.detach(), *torch.autograd.grad(ours, leaves, direction)]
             except (RuntimeError, NotImplementedError, TypeError):
                 return False
             exact = [leaf.detach().double().requires_grad_() for leaf in leaves]
             fronts = [tuple(exact[3:])] if front else []
             pieces = [along_path(exact[0], exact[1], exact[2], forest, s, fronts, scale, window) for s in forest.filled]
             theirs = torch.cat(pieces)
-            wanted = [theirs, *torch.autograd.grad(theirs, exact, direction.double())]
+            wanted = [theirs.detach(), *torch.autograd.grad(theirs, exact, direction.double())]
         if not all((one.double() - other).norm() <= 0.02 * other.norm() for one, other in zip(found, wanted, strict=True)):
             return False
     return True
