@@ -1,12 +1,15 @@
 """Root-mean-square norms against autograd of the written-out formula, and against the classes' own."""
 
+import sys
+from types import SimpleNamespace
+
 import pytest
 import torch
 from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.models.olmo2.modeling_olmo2 import Olmo2RMSNorm
 
-from tunesmith.models.parts import norm
+from tunesmith.models.parts import norm, recipes
 
 EPSILON = 1e-6
 CLASSES = {LlamaRMSNorm: "cast_first", Olmo2RMSNorm: "cast_last", GemmaRMSNorm: "one_plus"}
@@ -117,3 +120,30 @@ def test_another_dtype_than_the_weights_is_the_classs_own_matter():
     forward = norm.forward_of(module, torch.float32)
     x = torch.randn(3, 16, dtype=torch.bfloat16)
     assert torch.equal(forward(x), module(x)) and forward(x).dtype == torch.float32
+
+
+def test_where_a_kernel_serves_it_makes_the_output_again_too(monkeypatch):
+    """A kernel rounds in its own way: what it made only it can make again. The kernels themselves are tested where they are."""
+    calls = []
+
+    def forward(x_NC, weight_C, epsilon, one_plus, cast_first):
+        calls.append((one_plus, cast_first))
+        rstd_N = norm._reciprocal_root(x_NC, epsilon)
+        return norm._scaled(x_NC, rstd_N, weight_C, norm.Kind(one_plus, cast_first)) * (1 + 1e-6), rstd_N
+
+    def backward(dy_NC, x_NC, rstd_N, weight_C, one_plus, cast_first, needs_weight):
+        assert dy_NC.is_contiguous() and needs_weight is False
+        return norm._gradients(dy_NC, x_NC, rstd_N, weight_C, norm.Kind(one_plus, cast_first), True, False)
+
+    monkeypatch.setitem(
+        sys.modules, "tunesmith.models.kernels.rms_norm", SimpleNamespace(rms_norm_forward=forward, rms_norm_backward=backward)
+    )
+    monkeypatch.setattr("tunesmith.models.kernels.available", lambda device: True)
+    x, weight = drawn(torch.float32)
+    with recipes.remembered() as book:
+        y = norm.normed(x.requires_grad_(), weight, EPSILON, norm.KINDS["one_plus"])
+        [recipe] = book.recipes.values()
+    assert torch.equal(recipe.make(*recipe.inputs).view_as(y), y) and calls == [(True, False)] * 2
+    y.sum().backward()
+    expected = torch.autograd.grad(written_out(x, weight, norm.KINDS["one_plus"]).sum(), x)[0]
+    torch.testing.assert_close(x.grad, expected, rtol=1e-5, atol=1e-5)
