@@ -199,6 +199,20 @@ def test_a_whole_run_with_and_without(repeats: int, behind: bool, tiny_llama: Pa
     assert folder.read_json(tmp_path / "True" / folder.DATA)["shared_prefixes"]["beginnings"][0]["documents"] == 19
 
 
+def test_virtual_tokens_are_computed_once(tiny_llama: Path, tmp_path: Path) -> None:
+    """Of rows that have nothing in common but the virtual tokens in front of each."""
+    lines = [json.dumps({"text": " ".join(runs.NUMBERS[i % 12 :]) + f" {i}"}) for i in range(24)]
+    data, found = tmp_path / "texts.jsonl", {}
+    data.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    for share in (True, False):
+        changes = {"data.share_prefixes": share, "method": {"name": "prompt", "tokens": 20}, "train.steps": 2}
+        runs.finish(runs.settings(tiny_llama, data, tmp_path / f"{share}", changes))
+        found[share] = runs.steps_of(tmp_path / f"{share}")
+    for one, other in zip(*found.values(), strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-5) and one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-4)
+        assert one["tokens"] == other["tokens"] < other["computed_tokens"] > one["computed_tokens"]
+
+
 def test_a_run_that_shares_is_resumed_bit_for_bit(tiny_llama: Path, tmp_path: Path) -> None:
     make = partial(runs.settings, tiny_llama, write(tmp_path / "rows.jsonl", 5))
     changes = {"train.tokens_per_step": 1500, "train.row_tokens": 384}
