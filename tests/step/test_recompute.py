@@ -9,6 +9,7 @@ from tests.step.test_forward import ALL, DOCUMENTS, TRUSTED, gradients, tuned
 from tests.step.test_host_store import LateCopies
 from tunesmith.data.corpus.batches import make_row
 from tunesmith.models import slots
+from tunesmith.models.parts import recipes, standing
 from tunesmith.step.forward import prepare
 from tunesmith.step.host_store import HostStore
 from tunesmith.step.recompute import LEVELS, offload_blocks, place, recompute_blocks
@@ -101,3 +102,19 @@ def test_dropout_is_drawn_again_where_some_blocks_are_computed_again(monkeypatch
         found.append(gradients(forward, tuning))
     for loss, each in found[1:]:
         assert loss == found[0][0] and all(torch.equal(each[key], value) for key, value in found[0][1].items())
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3", "gpt2", "mixtral"])
+def test_elementwise_makes_outputs_of_parts_again_and_changes_no_gradient(name, monkeypatch):
+    made, output = [], recipes.Recipe.output
+    monkeypatch.setattr(recipes.Recipe, "output", lambda recipe: made.append(recipe) or output(recipe))
+    found = []
+    for level in ("none", "elementwise"):
+        model, tuning = tuned(name)
+        forward = prepare(model, TRUSTED, "sdpa")
+        place(model, level)
+        for forwards in standing.recognised(model, torch.float32).values():
+            standing.stand(model, forwards)
+        found.append((gradients(forward, tuning), len(made)))
+    (plain, before), ((loss, each), after) = found
+    assert before == 0 < after and loss == plain[0] and all(torch.equal(each[key], value) for key, value in plain[1].items())
