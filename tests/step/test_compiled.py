@@ -109,7 +109,12 @@ def test_over_nf4_no_matrix_is_kept_for_the_backward_pass() -> None:
     assert switch.graphs == 2
     kept: list[int] = []
     switch.on()
-    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: (kept.append(tensor.numel()), tensor)[1], lambda tensor: tensor):
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept.append(tensor.numel())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         gradients(model, tuning, (20, 13))
     switch.off()
     matrix = SIZES["hidden_size"] * SIZES["intermediate_size"]

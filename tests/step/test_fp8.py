@@ -81,8 +81,13 @@ def test_layers_that_err_too_much_are_left_and_told() -> None:
     eighths = fp8.of_model(model, tuning.adapter)
     assert set(eighths.paths) == set(tuning.adapter)
     plain = loss(model).item()
-    seen = []
-    told = fp8.calibrate(eighths, lambda: (seen.append(loss(model)), seen[0].backward()))
+    seen: list[torch.Tensor] = []
+
+    def learn() -> None:
+        seen.append(loss(model))
+        seen[0].backward()
+
+    told = fp8.calibrate(eighths, learn)
     assert seen[0].item() == plain, "what is measured is not changed by it"
     assert set(eighths.left) == {down, up} and eighths.left[down] > 0.2 and eighths.left[up] > 0.2
     assert len(told) == 1 and down in told[0] and "2 of 14" in told[0]
@@ -123,8 +128,13 @@ def test_it_is_impossible_on_a_cpu_and_says_what_it_needs() -> None:
 def test_methods_named_here_go_by_our_products() -> None:
     model, tuning = tuned_llama()
     path = next(iter(tuning.adapter))
-    called = []
+    called: list[torch.Tensor] = []
     plain = slots.own_forward(model.get_submodule(path), torch.zeros(2, 64))
-    products.exchange(model.get_submodule(path), products.Product(lambda x: (called.append(x), plain.clone())[1], lambda dy: dy))
+
+    def forward(x_NI: torch.Tensor) -> torch.Tensor:
+        called.append(x_NI)
+        return plain.clone()
+
+    products.exchange(model.get_submodule(path), products.Product(forward, lambda dy: dy))
     loss_of = model.get_submodule(path)(torch.zeros(2, 64))
     assert called and loss_of.shape == plain.shape
