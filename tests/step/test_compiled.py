@@ -84,15 +84,10 @@ def nothing_compiled_before():
     torch._dynamo.reset()
 
 
-@pytest.mark.skipif(bool(compiled.impossible(torch.device("cpu"))), reason="no C++ compiler")
-def test_compiled_blocks_learn_the_same_and_all_blocks_and_lengths_share_two_graphs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "compiled"))
+def test_compiled_blocks_learn_the_same_and_all_blocks_and_lengths_share_two_graphs() -> None:
     model = tiny()
-    switch = switched(model, tuned(model, "lora", rank=4), "inductor", "blocks")
+    switch = switched(model, tuned(model, "lora", rank=4), "aot_eager", "blocks")
     assert (switch.kinds, switch.graphs) == (1, 2)
-    assert any((tmp_path / "compiled").iterdir())
 
 
 @pytest.mark.parametrize("name", ["pissa", "adapter", "full", "prefix"])
