@@ -27,6 +27,7 @@ def made(name="llama", dtype=torch.float32, recompute=False):
     forward = prepare(model, TRUSTED, "sdpa")
     if recompute:
         recompute_blocks(model)
+    assert forward.head is not None
     head = next(name for name, p in tuning.parameters.items() if p is forward.head.weight_VC)
     tied = head if model.get_input_embeddings().weight is forward.head.weight_VC else None
     return forward, tuning, head, tied
@@ -91,9 +92,15 @@ def test_no_two_gradients_stand_at_once():
 def test_an_untied_head_is_moved_first_and_a_tied_one_last():
     for name, place in (("llama", 0), ("gemma2", -1)):
         forward, tuning, head, tied = made(name)
-        optimizer, order = in_backward("adamw", tuning, head, tied), []
+        optimizer = in_backward("adamw", tuning, head, tied)
+        order: list[str] = []
         inner = optimizer._move
-        optimizer._move = lambda name, gradient, inner=inner, order=order: (order.append(name), inner(name, gradient))
+
+        def watched(name, gradient, inner=inner, order=order):
+            order.append(name)
+            inner(name, gradient)
+
+        optimizer._move = watched
         run(forward, optimizer, head, 1)
         assert order[place] == head and len(order) == len(set(order)) == len(tuning.parameters)
 
@@ -192,5 +199,5 @@ def test_a_state_that_does_not_fit_is_refused():
     _, tuning, head, tied = made()
     optimizer = in_backward("adamw", tuning, head, tied)
     name = next(iter(tuning.parameters))
-    with pytest.raises(UserError, match="has no .*exp_avg"):
+    with pytest.raises(UserError, match=r"has no .*exp_avg"):
         optimizer.restore({f"{name}.step": torch.zeros(())})

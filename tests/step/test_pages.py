@@ -1,5 +1,7 @@
 """Paged states: never read before they have arrived, never written over before they have left."""
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -7,7 +9,7 @@ from tests.step.test_host_store import LateCopies
 from tunesmith.step.adam8bit import Adam8bit
 from tunesmith.step.pages import Pages
 
-SETTINGS = {"lr": 1e-2, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.1}
+SETTINGS: dict[str, Any] = {"lr": 1e-2, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.1}
 
 
 def tensors():

@@ -105,6 +105,7 @@ def test_a_trained_heads_gradient_is_counted_once_and_other_gradients_are_not():
     tuning = full.build(model, Full())
     method.place(model, tuning)
     forward = Forward(model, True, True)
+    assert forward.head is not None
     head = forward.head.weight_VC.numel() * 4
     frozen, trained = (rehearse(forward, meta(ROW), "blocks", trained_head=value) for value in (False, True))
     assert trained.kept - frozen.kept == pytest.approx(head)

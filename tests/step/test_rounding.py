@@ -36,8 +36,8 @@ def test_what_bf16_has_stays_and_what_is_not_finite_too():
 
 
 def test_the_stream_is_a_function_of_seed_step_and_name():
-    def draw(*key):
-        return torch.randint(0, 1 << 30, (8,), generator=noise(*key, CPU))
+    def draw(seed, step, name):
+        return torch.randint(0, 1 << 30, (8,), generator=noise(seed, step, name, CPU))
 
     assert torch.equal(draw(1, 2, "w"), draw(1, 2, "w"))
     others = [draw(2, 2, "w"), draw(1, 3, "w"), draw(1, 2, "v"), draw(12, 0, "w"), draw(1, 20, "w")]

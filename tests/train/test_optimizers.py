@@ -1,4 +1,4 @@
-"""Full tuning with tensors moved in the backward pass, as a run: the ordinary run's numbers, resumed to the bit, refused where it cannot be."""
+"""Runs whose tensors are moved in the backward pass: the ordinary run's numbers, resumed to the bit, refused where they cannot be."""
 
 import json
 from pathlib import Path

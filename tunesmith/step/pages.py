@@ -36,7 +36,7 @@ class Pages:
 
     def fetch(self, key: Any, host: dict[str, Tensor]) -> dict[str, Tensor]:
         """The states on the device. What was fetched after them the last time is sent for."""
-        states, events = self._arriving.pop(id(key), None) or self._send(host)
+        states, events = self._arriving.pop(id(key)) if id(key) in self._arriving else self._send(host)
         for event in events:
             self.copies.wait(event)
         if self._before is not None:
