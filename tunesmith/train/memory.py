@@ -122,8 +122,11 @@ def _cures(run: Run, question: Question, memory: Memory, most: int, row_tokens: 
     activations = memory.parts.get("activations", 0)
     left = most - (memory.total - activations)
     fewer = int(row_tokens * left / max(1, activations)) // 16 * 16
-    shorter = replace(question, longest=min(question.longest, max(16, fewer)))
-    while fewer >= 16 and predicted(shorter, level, fewer).total > most:  # what does not grow with the row was taken for what does
+
+    def needed() -> int:
+        return predicted(replace(question, longest=min(question.longest, fewer)), level, fewer).total
+
+    while fewer >= 16 and needed() > most:  # what does not grow with the row was taken for what does
         fewer = int(0.95 * fewer) // 16 * 16
     cures = []
     if fewer >= max(16, question.longest):
