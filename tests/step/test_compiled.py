@@ -152,6 +152,8 @@ def test_a_compiler_that_begins_again_and_again_is_stopped() -> None:
     switch = Compiled(kinds=1, compiler="eager", graphs=compiled.MOST)
     with pytest.raises(compiled.TooManyGraphs):
         switch.backend(torch.fx.symbolic_trace(torch.nn.Identity()), [torch.zeros(1)])
+    switch.settled = True
+    assert switch.backend(torch.fx.symbolic_trace(torch.nn.Identity()), [torch.zeros(1)])(torch.ones(1)) == 1, "a run goes on"
 
 
 def test_without_a_compiler_it_is_impossible(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -45,11 +45,12 @@ class Compiled:
     """Decoder blocks that may be computed by compiled code: a switch, off at first.
 
     `graphs` counts what was compiled; beyond `MOST` for each kind of block something else than lengths must be making the compiler
-    begin again.
+    begin again. While it is being compared that is an error; in a run that has begun (`settled`) such a graph is computed as it is.
     """
 
     kinds: int
     compiler: str = "inductor"  # the name of a backend of torch's
+    settled: bool = False
     graphs: int = 0
     is_on: bool = False
 
@@ -65,6 +66,8 @@ class Compiled:
         """The compiler, with the graphs counted."""
         self.graphs += 1
         if self.graphs > MOST * self.kinds:
+            if self.settled:
+                return graph.forward
             raise TooManyGraphs(f"{self.graphs} graphs for {self.kinds} kinds of blocks")
         from torch._dynamo import lookup_backend
 

@@ -82,6 +82,12 @@ def others(switch: Compiled | None, dtype: torch.dtype) -> list[Acceleration]:
     return [] if switch is None else [Acceleration(OF_COMPILED, switch.on, switch.off, TOLERANCES.get(dtype, 0.06))]
 
 
+def settle(switch: Compiled | None) -> None:
+    """The comparison is over: from now on the compiler may not end the run."""
+    if switch is not None:
+        switch.settled = True
+
+
 def eighths(out: Path, run: Run, forward: Forward, tuning: Tuning, row: Row, step: int) -> tuple[Eighths | None, list[str]]:
     """Products in 8 bits, on, where the run asked for them and they are proved on `row`; sentences for the user. `step`: done so far."""
     if not run.train.fp8 or step >= kept(out).get(FP8_UNTIL, math.inf):

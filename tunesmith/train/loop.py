@@ -137,6 +137,7 @@ def _steps(setting: Setting, out: Path, last: Checkpoint | None, stop: Stop, tel
             progress, clock = last.progress, last.clock
         last = None  # its tensors have been copied
         faster = accelerations.decided(out, run, forward, tuning, first := plan.rows(0)[0], engine.others(switch, setting.dtype))
+        engine.settle(switch)
         eighths, told_of_fp8 = engine.eighths(out, run, forward, tuning, first, progress.step)
         decisions = {"prefixes": sharing.record, "accelerations": faster.record, "recompute": ladder} | engine.kept(out)
         folder.write_json(out / folder.PLAN, figures.plan_json(setting, tuning, trusted) | decisions)
