@@ -46,6 +46,8 @@ def test_what_the_settings_say_against_it() -> None:
     assert prefixes.hindrance(parsed(data__share_prefixes=False)) == "data.share_prefixes is false"
     assert "data.pack" in prefixes.hindrance(parsed(data__pack=False))
     assert prefixes.hindrance(parsed(method__dropout=0.05)).startswith("method.dropout=0.05")
+    assert "the head's dropout" in prefixes.hindrance(parsed(task__name="tag"))
+    assert prefixes.hindrance(parsed(task__name="classify")) == ""
 
 
 def shared_documents(count: int = 12, head: int = 40, own: int = 10) -> Any:

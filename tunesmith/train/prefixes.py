@@ -21,6 +21,7 @@ from tunesmith.data.corpus.documents import flat as flat_documents
 from tunesmith.data.corpus.stream import Stream
 from tunesmith.errors import UserError
 from tunesmith.models.proof import Proof
+from tunesmith.models.score import DROPOUT
 from tunesmith.step.forward import Forward
 from tunesmith.train import folder
 
@@ -52,6 +53,8 @@ def hindrance(run: Run) -> str:
         return "data.pack is false: every document has a row of its own"
     if dropout := getattr(run.method, "dropout", 0.0):
         return f"method.dropout={dropout:g} draws anew for every document"
+    if dropout := DROPOUT.get(run.task.name, 0.0) if run.task.head == "score" else 0.0:
+        return f"the head's dropout ({dropout:g}) draws for its documents in their order"
     return ""
 
 
