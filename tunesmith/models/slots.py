@@ -17,7 +17,7 @@ from tunesmith.models import together
 from tunesmith.models.nf4 import is_linear, is_transposed, shape_of
 
 _PLACED = "_tunesmith_placed"
-_PART = "_tunesmith_part"
+PART = "_tunesmith_part"  # what stands in for a layer's class, behind an adapter
 ROLES = ("q", "k", "v", "o", "gate", "up", "down")
 _FUSED = {"qkv": ("q", "k", "v"), "gate_up": ("gate", "up")}
 
@@ -244,21 +244,21 @@ def is_embedding(model: nn.Module, target: str) -> bool:
 
 def own_forward(layer: nn.Module, *inputs: Any, **named: Any) -> Any:
     """What the layer itself makes of its inputs, whatever stands beside it."""
-    part = vars(layer).get(_PART)
+    part = vars(layer).get(PART)
     return type(layer).forward(layer, *inputs, **named) if part is None else part(*inputs, **named)
 
 
 def stand_in(layer: nn.Module, forward: Callable[..., Any]) -> None:
     """Let `forward` compute what the layer's class computes; what an adapter has put in front of it stays there."""
-    assert _PART not in vars(layer), f"something stands in for this {type(layer).__name__} already"
-    object.__setattr__(layer, _PART, forward)
+    assert PART not in vars(layer), f"something stands in for this {type(layer).__name__} already"
+    object.__setattr__(layer, PART, forward)
     if "forward" not in vars(layer):
         object.__setattr__(layer, "forward", forward)
 
 
 def step_aside(layer: nn.Module) -> None:
     """Let the class compute again."""
-    part = vars(layer).pop(_PART, None)
+    part = vars(layer).pop(PART, None)
     if part is not None and vars(layer).get("forward") is part:
         del vars(layer)["forward"]
 
