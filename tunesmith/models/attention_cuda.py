@@ -1,7 +1,7 @@
 """Attention over stretches of a row on a GPU: torch's own kernels for rows of unequal stretches, all of one depth in one call.
 
-Candidates stand in order of preference in one table; the first that gives what the definition gives on this card, for this dtype
-and shape of heads, values and gradients, is taken. Functions have the shapes of `models/attention_cpu.py`.
+Candidates stand in order of preference in one table (one, today); the first that gives what the definition gives on this card, for
+this dtype and shape of heads, values and gradients, is taken. Functions have the shapes of `models/attention_cpu.py`.
 
 Shapes: T tokens of the row, H query heads, K key/value heads, E head size, Q queries and S keys of all stretches of a call.
 """
@@ -75,30 +75,6 @@ def _reach(window: int | None) -> dict[str, int]:
     return {} if window is None else {"window_size_left": window - 1, "window_size_right": 0}
 
 
-def _cudnn_forward(
-    q: Tensor, k: Tensor, v: Tensor, at: Offsets, is_causal: bool, scale: float, window: int | None
-) -> tuple[Tensor, Tensor]:
-    assert window is None, "cuDNN's kernel is asked for no window"
-    out, lse, *_ = _aten._cudnn_attention_forward(
-        q, k, v, None, at.queries, at.keys, at.longest_queries, at.longest_keys, True, 0.0, is_causal, False, scale=scale
-    )
-    return out, lse.reshape(q.shape[0], q.shape[1]).t()  # it keeps a token's heads together
-
-
-def _cudnn_backward(
-    gradient: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse_HQ: Tensor, at: Offsets, is_causal: bool, scale: float,
-    window: int | None,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    assert window is None, "cuDNN's kernel is asked for no window"
-    lse = lse_HQ.t().contiguous().unsqueeze(-1)
-    unused = torch.zeros((), dtype=torch.int64, device=q.device)  # the state of a dropout that there is not
-    found: tuple[Tensor, Tensor, Tensor] = _aten._cudnn_attention_backward(
-        gradient, q, k, v, out, lse, unused, unused, None, at.queries, at.keys, at.longest_queries, at.longest_keys, 0.0, is_causal,
-        scale=scale,
-    )  # fmt: skip
-    return found
-
-
 @contextmanager
 def repeatable() -> Iterator[None]:
     """Backward kernels sum in one order, so that a resumed run repeats an undisturbed one to the bit; one that cannot raises.
@@ -116,11 +92,9 @@ def repeatable() -> Iterator[None]:
         torch._C._set_deterministic_fill_uninitialized_memory(filled)
 
 
-# cuDNN's kernel knows the newer cards' own instructions, torch's flash kernel does not
-CANDIDATES = (
-    Candidate("cuDNN", _cudnn_forward, _cudnn_backward, False, (9, 0), 8),
-    Candidate("flash", _flash_forward, _flash_backward, True, (8, 0), 8),
-)
+# Not cuDNN's, fast as it is on newer cards: behind torch's operator for unequal stretches its graph is built anew at every call, many
+# milliseconds of the host for each layer, and its backward pass cannot be told to sum in one order.
+CANDIDATES = (Candidate("flash", _flash_forward, _flash_backward, True, (8, 0), 8),)
 
 
 def causal(
