@@ -94,3 +94,13 @@ def test_in_words():
     memory = Memory({"weights": 540_000_000, "activations": 1_100_000_000, "adapter": 9_000_000})
     assert memory.sentence() == "1.6 GB: activations 1.1, weights 0.54"
     assert [gigabytes(size) for size in (21_000_000, 9.96e9, 47.4e9)] == ["0.021", "10", "47"]
+
+
+def test_in_the_smallest_mode_on_a_gpu_a_frozen_embedding_takes_nothing():
+    model = tiny("llama")
+    assert not model.config.tie_word_embeddings, "a table that the head needs stays"
+    asked = question(device_type="cuda")
+    table = asked.skeleton.get_input_embeddings().weight
+    moved = (table.shape[0] - 1) * table.shape[1] * 4
+    assert predicted(asked, "blocks", 64).parts["weights"] - predicted(asked, "offload", 64).parts["weights"] == moved > 0
+    assert predicted(question(), "offload", 64).parts["weights"] == asked.weight_bytes

@@ -13,7 +13,7 @@ from torch import Tensor
 from tunesmith.data.corpus.batches import Row
 from tunesmith.methods import method
 from tunesmith.methods.tuning import Tuning
-from tunesmith.models import slots
+from tunesmith.models import host_embedding, slots
 from tunesmith.step import adam8bit, rehearsal
 from tunesmith.step.forward import Forward
 from tunesmith.step.rehearsal import Rehearsed
@@ -66,7 +66,12 @@ class Question:
 def predicted(question: Question, level: str, row_tokens: int) -> Memory:
     """The peak of a step whose fullest row has `row_tokens`, all blocks at `level`."""
     row, rough = rehearsed(question, level, row_tokens)
-    resident = {"weights": question.weight_bytes, **of_optimizer(question), "program": question.program_bytes}
+    weights = question.weight_bytes
+    if level == "offload" and question.device_type == "cuda":  # in the run's dtype, which is not the skeleton's
+        embedding = question.skeleton.get_input_embeddings().weight
+        away = host_embedding.movable_bytes(question.skeleton, question.tuning.adapter)
+        weights -= away // embedding.element_size() * question.dtype.itemsize
+    resident = {"weights": weights, **of_optimizer(question), "program": question.program_bytes}
     if question.quantized:
         largest = max((place.in_features * place.out_features for place in slots.linears(question.skeleton)), default=0)
         resident["workspace"] = largest * question.dtype.itemsize

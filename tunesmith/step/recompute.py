@@ -3,7 +3,8 @@
     none          every tensor that the backward pass wants is kept
     elementwise   what a norm or a gated product can make again from its own inputs is not kept (`models/parts`)
     blocks        of each block only its input is kept; the block is computed again: a third more work
-    offload       and those inputs wait in host memory, but the last block's, which is wanted at once
+    offload       and those inputs wait in host memory, but the last block's, which is wanted at once; so does a frozen embedding's
+                  table, where nothing but the lookup of ids needs it
 
 `blocks` and `offload` may hold for the first blocks alone. No number changes: the same operators run on the same inputs, and
 dropout is drawn from the same state. Checkpoints are without re-entrance, since under the re-entrant kind a tensor's hooks for
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from tunesmith.models import slots
+from tunesmith.models import host_embedding, slots
 from tunesmith.models.parts import recipes
 from tunesmith.step.host_store import CudaCopies, HostStore, Lent
 
@@ -35,6 +36,7 @@ def place(model: Any, level: str, first: int | None = None) -> list[str]:
     blocks = [block for _, block in slots.blocks(model)]
     if level == "offload" and model.device.type == "cuda":
         offload_blocks(model, HostStore(CudaCopies(model.device)))
+        host_embedding.place(model)
         return []
     wrap(blocks[:first], level)
     if level == "blocks" and first is not None:
