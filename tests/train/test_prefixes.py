@@ -15,6 +15,7 @@ from tests import runs
 from tests.runs import own_cache  # noqa: F401
 from tests.tiny_models import some_documents, tiny
 from tunesmith import config, events
+from tunesmith.data.corpus import batches
 from tunesmith.data.corpus.batches import Plan
 from tunesmith.data.corpus.documents import flat
 from tunesmith.errors import Interrupted, UserError
@@ -142,6 +143,25 @@ def test_off_with_a_warning_where_it_gives_something_else(forward: Forward, tmp_
 
     monkeypatch.setattr(Forward, "loss", raising)
     assert "cannot be computed here (RuntimeError: no kernel)" in decided(tmp_path, forward).off
+
+
+def test_the_comparison_is_short_and_never_of_nothing(forward: Forward, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every token of it is waited for before the first step; of documents that hardly go on behind their beginning, too, it shares."""
+    for own in (1, 3, 30):
+        rows: list[Any] = []
+        with monkeypatch.context() as patch:
+            right = Forward.loss
+            patch.setattr(
+                Forward, "loss", lambda self, row, *others, right=right, rows=rows: (rows.append(row), right(self, row, *others))[1]
+            )
+            documents = shared_documents(head=16, own=own)
+            plan = Plan(documents, 10_000, 300, 0)
+            assert prefixes._disproved(plan, forward, {name: p.requires_grad_() for name, p in forward.model.named_parameters()}) == ""
+        every = list(batches.flat(rows))
+        assert sum(row.computed_tokens for row in every) <= 128
+        assert [row.parents for row in rows if row.parents] == [(-1, 0, 0)]
+        [ahead] = [row for row in rows if row.behind]
+        assert ahead.lengths == (16,) and len(ahead.behind) == (2 if own > 4 else 1)
 
 
 def test_labelled_documents_are_compared_too(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from tunesmith.data.corpus.batches import Plan, Row, flat, make_row, make_rows
 from tunesmith.data.corpus.beginnings import beginnings, computed_tokens
 from tunesmith.data.corpus.documents import Documents
 from tunesmith.data.corpus.documents import flat as flat_documents
+from tunesmith.data.corpus.sharing import LEAST
 from tunesmith.data.corpus.stream import Stream
 from tunesmith.errors import UserError
 from tunesmith.models.proof import Proof
@@ -28,7 +29,7 @@ from tunesmith.train import folder
 PREVIEW = 80  # characters of a beginning in data.json
 NOTHING = 0.005  # of the tokens: what sharing saves, below which there is nothing to speak of
 WORTH_A_WORD = 0.05  # of the tokens: what sharing would save, for the user to be told why it is off
-PIECE = 32  # tokens of the beginning, and of each of the documents behind it, on which sharing is proved at the start
+TAIL = 8  # tokens behind a beginning of `LEAST` on which sharing is proved at the start: it is most of the wait for the first step
 TOLERANCES = {torch.float32: 1e-3}  # of a gradient's norm; what is wrong is off by the whole of it
 TOLERANCE = 0.1  # of 16-bit sums in another order
 
@@ -145,7 +146,7 @@ def _disproved(plan: Plan | Stream, forward: Forward, parameters: Mapping[str, T
     plain = _learned(forward, watched, [make_row(documents, [i], virtual) for i in members])
     if not torch.isfinite(plain[0]):
         return ""  # what the run itself will say
-    ways = {"in a row": documents.tokens + len(virtual) * len(documents), "ahead of its rows": PIECE + len(virtual)}
+    ways = {"in a row": documents.tokens + len(virtual) * len(documents), "ahead of its rows": TAIL}
     for how, row_tokens in ways.items():
         try:
             shared = _learned(forward, watched, make_rows(documents, members, row_tokens, True, virtual, share=True))
@@ -172,22 +173,22 @@ def _watched(parameters: Mapping[str, Tensor]) -> list[str]:
 
 
 def _piece(plan: Plan | Stream) -> Documents:
-    """Two documents that share `PIECE` tokens: the ends of the longest two of the first step, the second with the first's beginning."""
+    """Two documents that share `LEAST` tokens: the ends of the longest two of the first step, the second with the first's beginning."""
     documents = plan.step_documents(0)
     chosen_D = plan.members(0) if isinstance(plan, Plan) else np.arange(len(documents))
     longest_D = sorted(chosen_D.tolist(), key=lambda d: (-int(documents.lengths_D[d]), d))[:2]
     fed = [(int(documents.begin_D[d]), int(documents.lengths_D[d]), int(documents.end_D[d])) for d in longest_D]
-    whole = min([2 * PIECE, *(length for _, length, _ in fed)])
-    half = whole // 2
+    whole = min([LEAST + TAIL, *(length for _, length, _ in fed)])
+    common = min(LEAST, whole - 1)  # less would not be shared, and nothing be compared
     ids_DT = np.stack([documents.ids_N[begin + length - whole : begin + length] for begin, length, _ in fed])
-    ids_DT[:, :half] = ids_DT[0, :half]
+    ids_DT[:, :common] = ids_DT[0, :common]
     learned_DT = np.zeros(ids_DT.shape, np.bool_)
     if documents.labelled:  # the last token has the document's last label
         learned_DT[:, -1] = True
         labels_D1 = np.stack([documents.ids_N[end - 1 : end] for *_, end in fed])
         ids_DT, learned_DT = np.concatenate([ids_DT, labels_D1], 1), np.concatenate([learned_DT, np.zeros_like(labels_D1, np.bool_)], 1)
     else:
-        learned_DT[:, max(1, half) :] = True
+        learned_DT[:, max(1, common) :] = True
     where = (np.zeros(len(fed), np.uint32), np.zeros(len(fed), np.int64), ("",))
     ends_D = np.arange(1, len(fed) + 1) * ids_DT.shape[1]
     return flat_documents(ids_DT.reshape(-1), learned_DT.reshape(-1), ends_D, *where, labelled=documents.labelled)
