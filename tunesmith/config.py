@@ -126,7 +126,7 @@ class Train(Settings):
     tokens_per_step: PositiveInt | Auto = "auto"
     """Tokens of one optimizer step; auto aims at 100 steps or more, between 512 and 8192 tokens."""
     row_tokens: PositiveInt | Auto = "auto"
-    """Most tokens computed at once; auto is 512 on a CPU (1024 over NF4), 8192 on a GPU, the longest document, or fewer for memory."""
+    """Most tokens computed at once; auto is 1024 on a CPU, 8192 on a GPU, the longest document, or fewer for memory."""
     learning_rate: PositiveFloat | Auto = "auto"
     """Peak learning rate; auto is the method's default."""
     optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = "adamw"
@@ -156,7 +156,7 @@ class Train(Settings):
     fp8: bool = False
     """Products with frozen matrices in 8-bit floating point (a GPU that has them); gated on the loss curve."""
     cuda_graphs: Literal["auto"] | bool = "auto"
-    """Replay a step's launches as one graph (a GPU); auto is for small models."""
+    """Replay a row's launches as recorded graphs (a GPU); auto is for models of up to 3B parameters."""
     memory_budget: Auto | Size = "auto"
     """Most memory that the run may take; auto is nine tenths of what is free."""
     on_nonfinite: Literal["stop", "skip"] = "stop"
@@ -201,7 +201,6 @@ METHOD_NAMES = ["auto", *SETTINGS, "qlora"]
 SECTIONS: dict[str, type[Settings]] = {"model": Model, "data": Data, "task": Task, "train": Train, "evaluate": Evaluate}
 # Settings whose place is fixed but which nothing serves yet, with the values that change nothing: others are refused, not ignored.
 NOT_YET: dict[str, tuple[Any, ...]] = {
-    "train.cuda_graphs": ("auto", False),
     "evaluate.forgetting": (True, False),  # true only asks for a measurement: the run goes on without it and says so
 }
 # What other programs call our settings.

@@ -61,7 +61,7 @@ def test_nothing_stays_open_that_decides_the_run(tiny_llama: Path, data: Path, m
     assert re.fullmatch(r"\d{4}-\d\d-\d\d", run.data.date)
     assert run.task.name == "generate"
     assert run.train.tokens_per_step == 512, "few tokens: the smallest step"
-    assert run.train.row_tokens == 512
+    assert run.train.row_tokens == 1024
     assert run.train.learning_rate == rate_at(lora.LEARNING_RATES, 64), "by the model's channels"
     assert run.train.checkpoint_every == run.evaluate.every == max(1, -(-found.steps // 10))
     assert run.train.recompute == "none"

@@ -126,6 +126,7 @@ def decide(run: Run, origins: dict[str, str], tell: Tell = lambda sentence: None
     auto.set("evaluate.every", "auto", max(1, math.ceil(steps / 10)), "a tenth of the run")
     flops = 4.0 * size.total_parameters * plan.tokens_in(steps)
     auto.set("train.compile", "auto", *engine.compiles(auto.run, device, dtype, steps, flops))
+    auto.set("train.cuda_graphs", "auto", *engine.recorded(auto.run, device, size.total_parameters))
     auto.set("out", "", _out(auto.run, located), "model, method and data")
     notes = [*tuning.notes, *optimizers.notes(auto.run, dtype), *choice.notes, *_losses(report), *([unknown] if unknown else [])]
     if run.evaluate.forgetting:
@@ -258,7 +259,7 @@ def _plan(auto: _Auto, corpus: Corpus, ask: Callable[[Run, int], Question], devi
     """Steps, rows, and the level of recompute that fits them into the memory there is."""
     run = auto.run
     longest = run.data.max_length if corpus.chunks else int(corpus.documents.lengths_D.max())
-    usual = 8192 if run.model.device != "cpu" else 1024 if run.model.quantize else 512
+    usual = 1024 if run.model.device == "cpu" else 8192
     wished = 8192 if corpus.chunks else corpus.documents.tokens * run.train.epochs / 100
     most = usual if run.train.optimizer_in_backward else 8192  # a step that is one row
     told = f"at least 100 steps, between 512 and {most} tokens"
