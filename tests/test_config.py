@@ -134,7 +134,7 @@ MISTAKES: list[tuple[str, list[str]]] = [
         "RUN.yaml:4: data.train.1.source is missing",
     ]),
     ("data: {train: 5}\n", ["RUN.yaml:1: data.train: takes text | [{source, weight}, ...], not 5; put it in quotes"]),
-    ("train:\n  cuda_graphs: true\n", ["RUN.yaml:2: train.cuda_graphs: this version cannot do that yet; leave it at false"]),
+    ("evaluate:\n  forgetting: [a.jsonl]\n", ["RUN.yaml:2: evaluate.forgetting: this version cannot do that yet; leave it at false"]),
     ("train:\n  seed: 1\n  epochs: 2\n  seed: 3\n", ["RUN.yaml:4: train.seed stands twice, first in line 2"]),
     ("train:\n\tseed: 1\n", [
         "RUN.yaml:2: not valid YAML: found character '\\t' that cannot start any token; indent with blanks, not with tabs"
@@ -178,7 +178,7 @@ def test_all_of_them_are_said_at_once(yaml_file):
         ("train.epochs=", "train.epochs: takes number > 0, not null"),
         ("model=foo", "model: a section with settings of its own, not 'foo'"),
         ("method=adalora", f"method: no method 'adalora'; it is not in this version; the nearest is --method lora; there are {EVERY}"),
-        ("train.cuda_graphs=true", "train.cuda_graphs: this version cannot do that yet; leave it at false"),
+        ("evaluate.forgetting=[a.jsonl]", "evaluate.forgetting: this version cannot do that yet; leave it at false"),
     ],
 )
 def test_typical_mistakes_on_the_command_line(word, problem):
@@ -227,7 +227,7 @@ def test_tasks_by_the_names_of_other_programs(name, ours):
 @pytest.mark.parametrize("key", NOT_YET)
 def test_settings_that_nothing_serves_are_refused_never_ignored(key):
     section, name = key.split(".")
-    value: Any = {"train.cuda_graphs": True, "evaluate.forgetting": ["a.jsonl"]}.get(key, "x")
+    value: Any = {"evaluate.forgetting": ["a.jsonl"]}.get(key, "x")
     assert len(wrong(lambda: parse({section: {name: value}}))) == 1
     for harmless in NOT_YET[key]:
         parse({section: {name: harmless}})

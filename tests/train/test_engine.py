@@ -72,3 +72,40 @@ def test_leaving_8_bits_is_remembered(tmp_path: Path) -> None:
     assert folder.read_json(tmp_path / folder.PLAN)["steps"] == 500
     nothing: Any = None
     assert engine.eighths(tmp_path, run_of(fp8=True), nothing, nothing, nothing, 2 * fp8.EVERY) == (None, [])
+
+
+# --- CUDA graphs ---
+
+CARD = torch.device("cuda")
+
+
+def test_recorded_launches_are_refused_on_a_cpu_and_left_off_by_auto() -> None:
+    with pytest.raises(UserError, match=r"train\.cuda_graphs: .* the run is on cpu"):
+        engine.refuse(run_of(cuda_graphs=True), CPU)
+    on, why = engine.recorded(run_of(), CPU, 10**8)
+    assert not on and "on cpu" in why
+
+
+@pytest.mark.parametrize(
+    ("method", "train"),
+    [
+        ("dora", {}),
+        ("prompt", {}),
+        ("lora", {"fp8": True}),
+        ("lora", {"compile": True}),
+        ("full", {"optimizer_in_backward": True}),
+        ("lora", {"recompute": "blocks"}),
+        ("lora", {"recompute": "offload"}),
+    ],
+)
+def test_what_cannot_be_recorded_has_a_reason(method: str, train: dict[str, Any]) -> None:
+    run = run_of(method, **train)
+    why = engine.not_recorded(run, CARD)
+    assert next(iter(train), method) in why
+    assert engine.recorded(run, CARD, 10**8) == (False, why)
+
+
+def test_auto_records_small_models_on_a_card() -> None:
+    assert engine.recorded(run_of(), CARD, 1_500_000_000) == (True, "1.5B parameters: launches are much of a step")
+    assert engine.recorded(run_of(), CARD, 7_000_000_000) == (False, "7.0B parameters: their products take longer than their launches")
+    assert "dropout" in engine.not_recorded(parse({"method": {"name": "lora", "dropout": 0.1}}), CARD)

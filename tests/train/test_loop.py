@@ -11,6 +11,7 @@ from tests import runs
 from tests.runs import own_cache  # noqa: F401
 from tunesmith import config, events
 from tunesmith.errors import Interrupted, UserError
+from tunesmith.step import graphs
 from tunesmith.train import checkpoint, folder, loop
 from tunesmith.train.setting import decide
 from tunesmith.tuned import open_tuned
@@ -478,3 +479,32 @@ def test_an_event_is_in_the_log_before_it_is_handed_out(tiny_llama: Path, data: 
     for seen, event in enumerate(loop.train(runs.settings(tiny_llama, data, out, {"train.steps": 2}), tell=runs.quiet), 1):
         log = list(events.read_events(out / "events.jsonl"))
         assert len(log) == seen and log[-1] == event
+
+
+# --- recorded launches, played by a function that is called again ---
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_a_run_on_recordings_is_the_plain_one_and_resumes_to_the_bit(
+    method: str, tiny_llama: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"method": {"name": method}, "data.share_prefixes": False}
+    runs.finish(runs.settings(tiny_llama, data, tmp_path / "plain", settings))
+    monkeypatch.setattr(graphs, "impossible", lambda device: "")
+    replayed: list[int] = []
+    fill = graphs.Graphs._fill
+    monkeypatch.setattr(graphs.Graphs, "_fill", lambda *given: (replayed.append(1), fill(*given))[1])
+    with_graphs = settings | {"train.cuda_graphs": True}
+    runs.finish(runs.settings(tiny_llama, data, tmp_path / "whole", with_graphs))
+    assert len(replayed) > 6
+    plan = folder.read_json(tmp_path / "whole" / folder.PLAN)
+    assert graphs.NAME in plan["accelerations"]["on"]
+    ours, plain = runs.steps_of(tmp_path / "whole"), runs.steps_of(tmp_path / "plain")
+    assert [step["loss"] for step in ours] == pytest.approx([step["loss"] for step in plain], rel=1e-4)
+    assert [step["computed_tokens"] for step in ours] == [step["computed_tokens"] for step in plain], "padding is no token"
+    stopped = runs.settings(tiny_llama, data, tmp_path / "stopped", with_graphs)
+    with pytest.raises(Interrupted):
+        list(loop.train(stopped, stop=runs.stop_after(2), tell=runs.quiet))
+    list(loop.resume(tmp_path / "stopped", tell=runs.quiet))
+    assert runs.steps_of(tmp_path / "stopped") == ours
+    assert runs.contents(tmp_path / "stopped") == runs.contents(tmp_path / "whole")

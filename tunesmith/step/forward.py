@@ -41,6 +41,7 @@ class Forward:
     packed: bool
     score: Score | None = None
     notes: tuple[str, ...] = ()
+    replayed: Callable[[Row], Tensor | None] | None = None  # the decoder's hidden states by `step/graphs.py`, where a row fits
 
     def __post_init__(self) -> None:
         self.decoder = decoder_of(self.model) if self.own_head or self.score is not None else None
@@ -108,8 +109,10 @@ class Forward:
         """The loss of a row's own learned tokens, and what it keeps for those behind it."""
         assert self.packed or not (row.parents or row.behind or carried), "rows share only where they may be packed"
         device = self.model.device
-        ids_1T = row.ids_T[None].to(device)
         hidden_N, targets_N = row.hidden_N.to(device), row.targets_N.to(device)
+        if self.replayed is not None and not carried and (h_TC := self.replayed(row)) is not None:
+            return self._loss(h_TC[hidden_N], targets_N, scale, head_gradient_VC), Carried(len(row.ids_T), {})
+        ids_1T = row.ids_T[None].to(device)
         arguments: dict[str, Any] = {}
         kept: dict[Any, Front] = {}
         if self.packed:
@@ -121,15 +124,17 @@ class Forward:
             loss = loss_of_logits(logits_TV, hidden_N, targets_N, scale)
         else:
             h_TC = self.decoder(input_ids=ids_1T, use_cache=False, **arguments).last_hidden_state[0]
-            if self.score is not None:
-                loss = label_loss(h_TC[hidden_N], targets_N, self.score, scale)
-            else:
-                assert self.head is not None
-                loss = learned_loss(h_TC[hidden_N], targets_N, self.head, scale, head_gradient_VC)
+            loss = self._loss(h_TC[hidden_N], targets_N, scale, head_gradient_VC)
         if row.behind:
             assert len(row.lengths) == 1, "rows behind a row continue its only segment"
             arguments["forest"].kept = None  # a block that is computed again keeps nothing
         return loss, Carried(len(row.ids_T), kept)
+
+    def _loss(self, h_NC: Tensor, targets_N: Tensor, scale: float, head_gradient_VC: Tensor | None) -> Tensor:
+        if self.score is not None:
+            return label_loss(h_NC, targets_N, self.score, scale)
+        assert self.head is not None
+        return learned_loss(h_NC, targets_N, self.head, scale, head_gradient_VC)
 
 
 class Leaf:

@@ -34,7 +34,7 @@ def decided(out: Path, run: Run, forward: Forward, tuning: Tuning, row: Row, oth
     parts = [] if plain else acceleration.of_parts(model, model.dtype)
     kernels = gpu_kernels.of_run(forward)
     known = [*parts, *([] if plain else [*updates, *kernels]), *others]
-    asked = [one for one in known if one.name not in _without(out)]
+    asked = [one for one in known if one.name not in without(out)]
     warnings = acceleration.proved(forward, row, asked, tuning.parameters)
     on = [one.name for one in asked if one.is_on]
     if run.train.recompute == "elementwise" and not any(one.name in on for one in parts):
@@ -42,7 +42,7 @@ def decided(out: Path, run: Run, forward: Forward, tuning: Tuning, row: Row, oth
     return Decision({"on": on, "off": [one.name for one in known if one.name not in on]}, tuple(warnings))
 
 
-def _without(out: Path) -> list[str]:
+def without(out: Path) -> list[str]:
     """What the run began without."""
     kept: dict[str, Any] = folder.read_json(out / folder.PLAN) if (out / folder.PLAN).exists() else {}
     off: list[str] = kept.get("accelerations", {}).get("off", [])

@@ -1,7 +1,7 @@
 """Settings of the engine that a machine or another setting may forbid: what `auto` is, and what is refused before anything is loaded."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,14 @@ from tunesmith.config import Run
 from tunesmith.data.corpus.batches import Row
 from tunesmith.errors import UserError
 from tunesmith.methods.tuning import Tuning
-from tunesmith.step import acceleration, compiled, fp8
+from tunesmith.models import slots
+from tunesmith.step import acceleration, buckets, compiled, fp8, graphs
 from tunesmith.step.acceleration import TOLERANCES, Acceleration
 from tunesmith.step.compiled import Compiled
 from tunesmith.step.forward import Forward
 from tunesmith.step.fp8 import Eighths
-from tunesmith.train import folder
+from tunesmith.step.graphs import Graphs
+from tunesmith.train import accelerations, folder
 
 # Methods whose blocks a compiler sees whole. DoRA keeps norms between steps, by a tensor's version, which a compiler does not know.
 COMPILES = ("lora", "pissa", "adapter", "full", "freeze", "prefix", "ptuning_v2", "prompt", "ptuning")
@@ -37,6 +39,8 @@ def refuse(run: Run, device: torch.device) -> None:
         )
     if run.train.fp8 and run.train.compile is True:
         problems.append("train.fp8 and train.compile: each takes the products over; set train.compile to false")
+    if run.train.cuda_graphs is True and (why := not_recorded(run, device)):
+        problems.append(f"train.cuda_graphs: {why}; leave it at auto, or set it to false")
     if problems:
         raise UserError(*problems)
 
@@ -59,6 +63,36 @@ def compiles(run: Run, device: torch.device, dtype: torch.dtype, steps: int, flo
     if compiled.pays(flops, device, dtype, run.train.threads):
         return True, f"{steps:,} steps pay for {seconds}"
     return False, f"{steps:,} steps would not pay for {seconds}"
+
+
+def not_recorded(run: Run, device: torch.device) -> str:
+    """Why a row's launches cannot be recorded in this run; empty where they can."""
+    if why := graphs.impossible(device):
+        return why
+    if run.method.name not in graphs.METHODS:
+        return f"{run.method.name} does something else on the host for every row or step, which a recording would not repeat"
+    if getattr(run.method, "dropout", 0.0):
+        return "method.dropout draws for every row, which a recording is not proved to repeat"
+    for name, why in (
+        ("fp8", "scales and copies of the matrices in 8 bits may be taken away in the middle of a run"),
+        ("optimizer_in_backward", "the optimizer's steps stand inside of the backward pass, with a rate that a recording would not change"),
+    ):
+        if getattr(run.train, name):
+            return f"train.{name}: {why}"
+    if run.train.compile is True:
+        return "train.compile: compiled blocks are checked on the host before every call, which a recording leaves out"
+    if run.train.recompute in ("blocks", "offload"):
+        return f"train.recompute={run.train.recompute} is for where memory is short, and recordings keep memory of their own"
+    return ""
+
+
+def recorded(run: Run, device: torch.device, parameters: int) -> tuple[bool, str]:
+    """What train.cuda_graphs=auto is, and why. `parameters`: of the whole model."""
+    if why := not_recorded(run, device):
+        return False, why
+    if parameters > graphs.LARGEST:
+        return False, f"{parameters / 1e9:.1f}B parameters: their products take longer than their launches"
+    return True, f"{parameters / 1e9:.1f}B parameters: launches are much of a step"
 
 
 def said(run: Run, origins: Mapping[str, str]) -> str:
@@ -98,6 +132,38 @@ def eighths(out: Path, run: Run, forward: Forward, tuning: Tuning, row: Row, ste
     one = Acceleration("8-bit products", found.on, found.off, fp8.TOLERANCE)
     told += acceleration.proved(forward, row, [one], tuning.parameters)
     return (found if one.is_on else None), told
+
+
+def recordings(
+    out: Path, run: Run, forward: Forward, tuning: Tuning, rows: Sequence[Row], most: int, longest: int
+) -> tuple[dict[str, list[str]], list[str]]:
+    """A row's launches as recorded graphs, on, where the run asked for them and they are proved on the first of `rows`: what stands in
+    plan.json as on and off, and sentences for the user. `most`: tokens of a row; `longest`: of a document.
+
+    They come last: whatever else makes a step faster is recorded with it.
+    """
+    nothing, off = {"on": list[str](), "off": list[str]()}, {"on": list[str](), "off": [graphs.NAME]}
+    if run.train.cuda_graphs is not True or graphs.NAME in accelerations.without(out):
+        return (nothing if run.train.cuda_graphs is not True else off), []
+    device = forward.model.device
+    if why := not_recorded(run, device):  # what was left to us came out so that it cannot be
+        return off, [f"train.cuda_graphs: {why}; the plain way is taken"]
+    if forward.decoder is None or not forward.packed:
+        return off, ["train.cuda_graphs: the class computes its rows as it is, so nothing is recorded; the plain way is taken"]
+    found = buckets.of_rows(rows, most, longest)
+    fitting = [row for row in rows if not (row.parents or row.behind)]
+    if not found:
+        return off, ["train.cuda_graphs: the rows share beginnings (data.share_prefixes), so none is replayed; the plain way is taken"]
+    first = slots.first_position(forward.model)
+    made = Graphs(forward.decoder, first, tuning.parameters, found, graphs.recorder(device))
+    forward.replayed = made
+    one = Acceleration(graphs.NAME, made.on, made.off, TOLERANCES.get(forward.model.dtype, 0.06))
+    told = acceleration.proved(forward, fitting[0], [one], tuning.parameters)
+    made.settled = True
+    if not one.is_on:
+        forward.replayed = None
+        return off, told
+    return {"on": [graphs.NAME], "off": []}, told
 
 
 def kept(out: Path) -> dict[str, int]:

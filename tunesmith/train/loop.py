@@ -139,7 +139,13 @@ def _steps(setting: Setting, out: Path, last: Checkpoint | None, stop: Stop, tel
         faster = accelerations.decided(out, run, forward, tuning, first := plan.rows(0)[0], engine.others(switch, setting.dtype))
         engine.settle(switch)
         eighths, told_of_fp8 = engine.eighths(out, run, forward, tuning, first, progress.step)
-        decisions = {"prefixes": sharing.record, "accelerations": faster.record, "recompute": ladder} | engine.kept(out)
+        longest = run.data.max_length if run.data.stream else int(setting.documents.lengths_D.max())
+        record, told_of_graphs = engine.recordings(
+            out, run, forward, tuning, plan.rows(0), plan.row_tokens, longest + len(slots.virtual_ids(base.model))
+        )
+        told += told_of_graphs
+        proved = {key: [*names, *record[key]] for key, names in faster.record.items()}
+        decisions = {"prefixes": sharing.record, "accelerations": proved, "recompute": ladder} | engine.kept(out)
         folder.write_json(out / folder.PLAN, figures.plan_json(setting, tuning, trusted) | decisions)
         yield figures.started(setting, out, base, tuning, plan)
         for note in dict.fromkeys([*base.notes, *setting.notes, *trusted.failures, *forward.notes, *told, *faster.warnings, *told_of_fp8]):
