@@ -105,6 +105,11 @@ def test_what_cannot_be_recorded_has_a_reason(method: str, train: dict[str, Any]
     assert engine.recorded(run, CARD, 10**8) == (False, why)
 
 
+def test_recordings_that_were_asked_for_are_not_taken_away_by_auto(compiler: None) -> None:
+    run = run_of(cuda_graphs=True)
+    assert engine.compiles(run, CPU, torch.float32, 90_000, 1e18) == (False, "train.cuda_graphs records the blocks as they are")
+
+
 def test_auto_records_small_models_on_a_card() -> None:
     assert engine.recorded(run_of(), CARD, 1_500_000_000) == (True, "1.5B parameters: launches are much of a step")
     assert engine.recorded(run_of(), CARD, 7_000_000_000) == (False, "7.0B parameters: their products take longer than their launches")

@@ -59,6 +59,8 @@ def compiles(run: Run, device: torch.device, dtype: torch.dtype, steps: int, flo
         return False, why
     if run.train.fp8:
         return False, "train.fp8 takes the products over"
+    if run.train.cuda_graphs is True:
+        return False, "train.cuda_graphs records the blocks as they are"
     seconds = f"about {compiled.SECONDS[device.type]:.0f} s of compiling"
     if compiled.pays(flops, device, dtype, run.train.threads):
         return True, f"{steps:,} steps pay for {seconds}"
