@@ -146,7 +146,7 @@ class Train(Settings):
     keep: PositiveInt = 2
     """Checkpoints kept; the best is kept apart."""
     recompute: Literal["auto", "none", "elementwise", "blocks", "offload"] = "auto"
-    """Compute again in the backward pass: nothing, norms and the like, blocks, blocks with inputs off-loaded; auto is the least that fits."""
+    """Compute again in the backward pass: nothing, norms and alike, blocks, blocks with inputs off-loaded; auto is the least that fits."""
     compile: Literal["auto"] | bool = "auto"
     """Compile decoder blocks; auto is where the run is long enough to pay for it."""
     kernels: Literal["auto", "plain"] = "auto"

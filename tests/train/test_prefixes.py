@@ -265,7 +265,8 @@ def test_a_guilty_row_is_found_behind_others(tiny_llama: Path, tmp_path: Path, m
     rows = plan.rows(0)
     [head] = rows
     assert head.behind and not head.documents
-    fake = SimpleNamespace(loss=lambda row: torch.tensor(float("nan") if row.documents == (7,) else 1.0))
+    fake = SimpleNamespace(model=None, loss=lambda row: torch.tensor(float("nan") if row.documents == (7,) else 1.0))
+    monkeypatch.setattr(nonfinite.slots, "virtual_ids", lambda model: range(0))
     monkeypatch.setattr(nonfinite.forwards, "first_nonfinite", lambda *given: "")
     documents = dataclasses.replace(plan.documents, line_D=np.arange(12))
     said = nonfinite.explain(documents, fake, rows, [torch.tensor(float("nan"))])  # type: ignore[arg-type]

@@ -4,6 +4,7 @@ import torch
 
 from tunesmith.data.corpus.batches import Row, flat, make_row
 from tunesmith.data.corpus.documents import Documents
+from tunesmith.models import slots
 from tunesmith.step import forward as forwards
 from tunesmith.step.forward import Forward
 
@@ -19,7 +20,8 @@ def explain(documents: Documents, forward: Forward, rows: list[Row], losses: lis
     bad = [row for row, loss in zip(rows, losses, strict=True) if not torch.isfinite(loss)]
     if not bad:
         return "the gradient norm is not finite"
-    alone = [make_row(documents, [document]) for row in flat(bad) for document in row.documents]
+    virtual = slots.virtual_ids(forward.model)
+    alone = [make_row(documents, [document], virtual) for row in flat(bad) for document in row.documents]
     guilty = [row for row in alone if not torch.isfinite(forward.loss(row))] or alone
     origins = list(dict.fromkeys(documents.origin(row.documents[0]) for row in guilty))
     more = f" and {len(origins) - NAMED} more" if len(origins) > NAMED else ""

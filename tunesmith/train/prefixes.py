@@ -116,6 +116,8 @@ def decided(
     asked, kept = wanted(out, run, found), _kept(out)
     refused = hindrance(run) or ("" if asked else "documents begin with nothing in common") or _unproved(trusted)
     if kept:
+        if kept["shared"] and not refused:  # it may be resumed on another machine
+            refused = _disproved(plan, forward, parameters)
         if kept["shared"] and refused:
             raise UserError(f"{out} began with shared beginnings computed once, which no longer holds: {refused}")
         return Decision(plan.shared(kept["shared"]), kept.get("off", ""), kept)
