@@ -1,6 +1,8 @@
 """A card's kernels, without one: called with shapes that they take, as torch's own rules for tensors without values have it.
 Whether their values are right is asked on the card itself (`forest_attention.agrees`)."""
 
+# mypy: disable-error-code="attr-defined"
+
 import inspect
 from typing import Any
 
