@@ -9,11 +9,21 @@ import torch
 
 from tunesmith.models import attention_cpu, attention_kernels, prefix_attention
 from tunesmith.models.attention import packed_attention
+from tunesmith.models.forest import Forest
+from tunesmith.models.forest_attention import attend
 from tunesmith.models.prefix_attention import Prefix
 
-behind_prefix: Any = prefix_attention.behind_prefix
 STARTS = (0, 9, 10, 14, 28)
 PREFIX = 5
+
+
+def attended(q: Any, k: Any, v: Any, prefix_k: Any, prefix_v: Any, starts: Any, scale: float, **arguments: Any) -> Any:
+    """[H, T, E] of documents that stand behind one prefix."""
+    given = {"window": None, "softcap": None, "sinks_H": None} | arguments
+    return attend(q, k, v, Forest(tuple(starts)), [(prefix_k, prefix_v)], scale, **given).transpose(0, 1)
+
+
+behind_prefix: Any = attended
 
 
 def leaves(heads: int = 4, kept: int = 2, size: int = 8, dtype: torch.dtype = torch.float32, prefix: int = PREFIX) -> list[Any]:

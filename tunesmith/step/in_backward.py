@@ -17,10 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tunesmith.errors import UserError
 from tunesmith.step import adam8bit
 from tunesmith.step.adam8bit import Care
-from tunesmith.step.optim import BETAS, EPSILON, pages
+from tunesmith.step.optim import BETAS, EPSILON, fill, pages
 from tunesmith.step.rounding import noise
 
 ALL_FP32 = 1 << 62  # `adam8bit.empty_state(least=...)`: every tensor's moments in fp32
@@ -99,13 +98,7 @@ class InBackward:
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """Copy a state back. Raises UserError for a misfit."""
         self._states = {name: self._empty(p) for name, p in self.parameters.items() if f"{name}.step" in tensors}
-        wanted = self.state()
-        problems = [f"optimizer state has no {name}" for name in wanted if name not in tensors]
-        problems += [f"optimizer state has an unknown {name}" for name in tensors if name not in wanted]
-        if problems:
-            raise UserError(*problems[:20])
-        for name, value in wanted.items():
-            value.copy_(tensors[name])
+        fill(self.state(), tensors)
 
     def _arrived(self, name: str) -> Callable[[Tensor], None]:
         @torch.no_grad()

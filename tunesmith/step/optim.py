@@ -102,13 +102,7 @@ class Optimizer:
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """Copy a state back, into tensors as an undisturbed run would have allocated them. Raises UserError for a misfit."""
         self._allocate([name for name in self.masters if f"{name}.step" in tensors])
-        wanted = self.state()
-        problems = [f"optimizer state has no {name}" for name in wanted if name not in tensors]
-        problems += [f"optimizer state has an unknown {name}" for name in tensors if name not in wanted]
-        if problems:
-            raise UserError(*problems[:20])
-        for name, value in wanted.items():
-            value.copy_(tensors[name])
+        fill(self.state(), tensors)
         for name, master in self.masters.items():
             state = self._inner.state.get(master, {})
             state |= {part: type(value)(tensors[f"{name}.{part}"].item()) for part, value in state.items() if not isinstance(value, Tensor)}
@@ -120,6 +114,16 @@ class Optimizer:
         for name in names:
             self.masters[name].grad = torch.zeros_like(self.masters[name])
         self.step(0.0)
+
+
+def fill(wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
+    """Copy kept values into an optimizer's state. Raises UserError with every misfit."""
+    problems = [f"optimizer state has no {name}" for name in wanted if name not in tensors]
+    problems += [f"optimizer state has an unknown {name}" for name in tensors if name not in wanted]
+    if problems:
+        raise UserError(*problems[:20])
+    for name, value in wanted.items():
+        value.copy_(tensors[name])
 
 
 def _make(kind: str, groups: list[dict[str, Any]], weight_decay: float) -> Any:
