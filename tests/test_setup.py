@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -38,14 +39,14 @@ def test_every_dependency_is_pinned() -> None:
 def test_what_the_dependencies_need_is_pinned_too() -> None:
     """Everything reachable from the dependencies in this environment, CUDA's own packages aside."""
     seen: set[str] = set()
-    todo = [name_of(line) for line in PROJECT["dependencies"]]
+    todo = [*PROJECT["dependencies"]]
     while todo:
-        name = todo.pop()
+        name = name_of(todo.pop())
         if name in seen:
             continue
         seen.add(name)
         try:
-            todo += [name_of(line) for line in requires(name) or [] if "extra ==" not in line]
+            todo += [wanted.name for wanted in map(Requirement, requires(name) or []) if wanted.marker is None or wanted.marker.evaluate()]
         except PackageNotFoundError:
             seen.discard(name)  # for another platform
     seen -= {"setuptools", "pip", "triton"}

@@ -3,13 +3,13 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from transformers import AttentionInterface, LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from tunesmith.data.corpus.batches import Row
 from tunesmith.methods import method
 from tunesmith.methods.settings import SETTINGS
 from tunesmith.methods.tuning import Start
-from tunesmith.models import nf4, slots
+from tunesmith.models import attention, nf4, slots
 from tunesmith.models.proof import Proof
 from tunesmith.step import compiled, forward, recompute
 from tunesmith.step.compiled import SHORTEST, Compiled
@@ -73,6 +73,7 @@ def switched(model: Any, tuning: Any, compiler: str, level: str = "none", rows: 
         for lengths, expected in zip(rows, plain, strict=True):
             for ours, theirs in zip(gradients(model, tuning, lengths), expected, strict=True):
                 torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5 * theirs.abs().max().item())
+            assert AttentionInterface()[attention.NAME] is attention.packed_attention, "other models are not told of the compiler"
     finally:
         switch.off()
     assert switch.graphs > 0

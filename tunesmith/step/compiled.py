@@ -12,6 +12,7 @@ last bits: the first row is that of the comparison at the start, the same whenev
 """
 
 import contextlib
+import functools
 import inspect
 import os
 import shutil
@@ -56,11 +57,9 @@ class Compiled:
 
     def on(self) -> None:
         self.is_on = True
-        AttentionInterface.register(attention.NAME, torch.compiler.disable(_attention))
 
     def off(self) -> None:
         self.is_on = False
-        AttentionInterface.register(attention.NAME, attention.packed_attention)
 
     def backend(self, graph: Any, inputs: Any, **options: Any) -> Any:
         """The compiler, with the graphs counted."""
@@ -163,11 +162,19 @@ _PASSED: list[dict[str, Any]] = [{}]
 
 @contextlib.contextmanager
 def _passing(named: dict[str, Any]) -> Iterator[None]:
+    """What the attention is told past the compiler; that it stands between two compiled pieces holds for this one block alone."""
     _PASSED.append(named)
+    AttentionInterface.register(attention.NAME, _uncompiled())
     try:
         yield
     finally:
+        AttentionInterface.register(attention.NAME, attention.packed_attention)
         _PASSED.pop()
+
+
+@functools.cache  # one object, or the compiler would begin again; made late, since it imports the compiler
+def _uncompiled() -> Callable[..., Any]:
+    return torch.compiler.disable(_attention)
 
 
 def _attention(module: nn.Module, *tensors: Any, **named: Any) -> Any:
