@@ -19,6 +19,7 @@ ORDER = [
     {"verbs"},
     {"train"},
     {"export", "plan", "evaluate", "imports"},
+    {"serve"},
     {"tuned"},
     {"step", "config"},
     {"methods", "tasks", "generate"},

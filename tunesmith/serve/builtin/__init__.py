@@ -1,0 +1,1 @@
+"""The embedded engine: continuous batching, rows of one batch with different adapters."""
