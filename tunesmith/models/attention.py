@@ -52,15 +52,7 @@ def packed_attention(
 
     Raises UnknownArgument for an argument that would change the result and that we do not serve.
     """
-    unknown = sorted(name for name, value in others.items() if name not in _HARMLESS and value is not None)
-    if unknown:
-        raise UnknownArgument(f"attention asks for {', '.join(unknown)}")
-    if dropout:
-        raise UnknownArgument("attention asks for dropout")
-    if others.get("is_causal") is False or not getattr(module, "is_causal", True):
-        raise UnknownArgument("attention is not causal")
-    if attention_mask is not None:
-        raise UnknownArgument("attention asks for a mask of its own")
+    refuse_unknown(module, attention_mask, dropout, others)
     if cu_seq_lens_q is None:
         raise UnknownArgument("the class does not hand document starts down to its attention")
     if q_BHTE.shape[2] != k_BKTE.shape[2]:
@@ -78,6 +70,19 @@ def packed_attention(
             raise UnknownArgument("the class asks one module for its attention twice, so that what it keeps has no one name")
         forest.kept[module] = (k_BKTE[0], v_BKTE[0])
     return out_THE[None], None
+
+
+def refuse_unknown(module: torch.nn.Module, attention_mask: Tensor | None, dropout: float, others: dict[str, Any]) -> None:
+    """Raises UnknownArgument for what is not causal attention with, at most, a window, a soft-cap and sinks."""
+    unknown = sorted(name for name, value in others.items() if name not in _HARMLESS and value is not None)
+    if unknown:
+        raise UnknownArgument(f"attention asks for {', '.join(unknown)}")
+    if dropout:
+        raise UnknownArgument("attention asks for dropout")
+    if others.get("is_causal") is False or not getattr(module, "is_causal", True):
+        raise UnknownArgument("attention is not causal")
+    if attention_mask is not None:
+        raise UnknownArgument("attention asks for a mask of its own")
 
 
 def _fronts(module: torch.nn.Module, forest: Forest, dtype: torch.dtype) -> list[Front]:
