@@ -9,8 +9,9 @@ Training, evaluation, chat and our server all take prompts from here, so that wh
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Literal
 
 from tunesmith.data.rendering import notes
@@ -78,16 +79,23 @@ class Renderer:
 
     # --- what others ask ---
 
-    def prompt_ids(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = ()) -> list[int]:
-        """Exactly what a server feeds before the next assistant message. Raises RowError."""
-        prompt = self.prompt(messages, tools)
+    def prompt_ids(
+        self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = (), variables: Mapping[str, Any] = MappingProxyType({})
+    ) -> list[int]:
+        """Exactly what a server feeds before the next assistant message. Raises RowError.
+
+        `variables` are a client's for the template, besides what training set: enable_thinking, say.
+        """
+        prompt = self.prompt(messages, tools, variables)
         return self.begun(prompt.text, self.encoder.encode([prompt])[0])
 
-    def prompt(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = ()) -> Marked:
+    def prompt(
+        self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = (), variables: Mapping[str, Any] = MappingProxyType({})
+    ) -> Marked:
         """The text of `prompt_ids`. Raises RowError."""
         prepared, _ = self._prepare(messages, tools)
         (prepared, tools), hidden = self.encoder.hide(prepared, list(tools))
-        return Marked(self._prompt(prepared, tools), hidden)
+        return Marked(self._prompt(prepared, tools, variables), hidden)
 
     def answer(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = ()) -> str:
         """What the model should say after `prompt_ids(messages[:-1])`: the last message with its stop token. Raises RowError."""
@@ -122,6 +130,11 @@ class Renderer:
                 result[place] = self._join(samples[place].origin, chats[place], tokens)
         self.notes += Counter()  # leaves out zeros
         return result
+
+    def habits(self, tools: Sequence[dict[str, Any]] = ()) -> Habits | None:
+        """What the template does with an answer; None where the model has no template."""
+        loaded = self._template(tools)
+        return loaded[1] if loaded else None
 
     @property
     def stops(self) -> set[int]:
@@ -186,10 +199,12 @@ class Renderer:
             removed.append(aside)
         return (nine_letters(prepared) if loaded and loaded[1].nine else prepared), removed
 
-    def _prompt(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]]) -> str:
+    def _prompt(
+        self, messages: Sequence[Message], tools: Sequence[dict[str, Any]], variables: Mapping[str, Any] = MappingProxyType({})
+    ) -> str:
         loaded = self._template(tools)
         if loaded is not None:
-            return loaded[0](messages, tools, True)
+            return loaded[0](messages, tools, True, variables)
         if len(messages) != 1 or messages[0]["role"] != "user" or tools:
             raise RowError(
                 "the model has no chat template, so that only one question and one answer can be written, without system prompt or tools; "

@@ -6,10 +6,11 @@ rendered, and the text around them shows the stop token, what the generation pro
 
 import json
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
+from types import MappingProxyType
 from typing import Any, Literal
 
 from jinja2.exceptions import TemplateError
@@ -19,7 +20,7 @@ from tunesmith.data.sample import Message, RowError
 from tunesmith.errors import UserError
 
 REFUSALS = (TemplateError, TypeError, KeyError, ValueError, AttributeError, IndexError)  # what a template raises over a row
-Render = Callable[[Sequence[Message], Sequence[dict[str, Any]], bool], str]
+Render = Callable[..., str]  # (messages, tools, generation prompt[, variables])
 
 QUESTION, ANSWER, REASON = "tunesmithquestion", "tunesmithanswer", "tunesmithreason"
 CALL: dict[str, Any] = {"type": "function", "id": "tunesmith", "function": {"name": "tunesmithcall", "arguments": {}}}
@@ -46,7 +47,9 @@ class Habits:
 
 
 def compile_template(template: str, tokenizer: Any, date: str) -> Render:
-    """A function (messages, tools, generation prompt) -> text, equal to `tokenizer.apply_chat_template`.
+    """A function (messages, tools, generation prompt, variables={}) -> text, equal to `tokenizer.apply_chat_template`.
+
+    `variables` are what a client sets besides (enable_thinking, say); what a template is given anyway cannot be changed by them.
 
     `strftime_now` gives `date` (YYYY-MM-DD). It stands in the context because `apply_chat_template` turns a function
     among its keyword arguments into text. `date_string` is not set: servers do not, and a template's own default counts.
@@ -62,20 +65,22 @@ def compile_template(template: str, tokenizer: Any, date: str) -> Render:
     # what a call of `render` would look up anew each time, name by name: half of its time
     context = dict(compiled.globals) | tokenizer.special_tokens_map | {"strftime_now": day.strftime, "documents": None}
 
-    def call(messages: Sequence[Message], tools: Sequence[dict[str, Any]], generation: bool) -> str:
-        values = context | {"messages": messages, "tools": list(tools) or None, "add_generation_prompt": generation}
+    def call(messages: Sequence[Message], tools: Sequence[dict[str, Any]], generation: bool, variables: Mapping[str, Any]) -> str:
+        values = {**variables, **context, "messages": messages, "tools": list(tools) or None, "add_generation_prompt": generation}
         return "".join(compiled.root_render_func(compiled.new_context(values, shared=True)))
 
     @cache
     def wants_text() -> bool:
-        return _wants_text(lambda messages: call(messages, (), False))
+        return _wants_text(lambda messages: call(messages, (), False, {}))
 
-    def render(messages: Sequence[Message], tools: Sequence[dict[str, Any]], generation: bool) -> str:
+    def render(
+        messages: Sequence[Message], tools: Sequence[dict[str, Any]], generation: bool, variables: Mapping[str, Any] = MappingProxyType({})
+    ) -> str:
         messages = [_served(message) for message in messages]
         if any("tool_calls" in message for message in messages) and wants_text():
             messages = _arguments_as_text(messages)
         try:
-            return call(messages, tools, generation)
+            return call(messages, tools, generation, variables)
         except REFUSALS as error:
             raise RowError(f"the model's chat template refuses it: {error}") from None
 
