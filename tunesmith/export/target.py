@@ -6,11 +6,12 @@ A target's file has
     QUANTIZE                                     the words that --quantize takes; empty where nothing is quantised
     SERVERS                                      which lines of `served.SERVERS` open its folder
     check(sources, options)                      UserError, with every reason, before any weight is read
-    write(sources, truths, folder, options, tell)   fills an empty folder; facts for export.json
+    merges(sources, options)                     whether what it writes is one whole model (and not a base and adapters beside it)
+    write(sources, folder, options, tell)        fills an empty folder; facts for export.json
     prove(sources, truths, folder, options, tell)   opens the folder with the program that will serve it: a `Proof`
 
-`sources` are of one base, in the order given, and one where SEVERAL is False; `truths` belong to them by place (empty with
---no-verify). Nothing that a target keeps in memory of one model outlives its function: two models might not fit.
+`sources` are of one base, in the order given, and one where SEVERAL is False; `truths` belong to them by place, and were computed
+before anything was written. Nothing that a target keeps in memory of one model outlives its function: two models might not fit.
 """
 
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from typing import Any
 
 from torch import Tensor
 
+from tunesmith.export.difference import Difference
 from tunesmith.methods.tuning import Tuning
 
 Tell = Callable[[str], None]  # a sentence of progress, for stderr
@@ -57,7 +59,11 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class Truth:
-    """What the model says while it is ours, in fp32, on a few conversations. All lists go by conversation."""
+    """What the model says while it is ours, in fp32, on a few conversations. All lists go by conversation.
+
+    Of a target that merges it is the merged model, folded in memory and rounded as its checkpoint is; of one that does not, the base
+    as it is (never NF4) with the adapter beside it.
+    """
 
     conversations: tuple[list[dict[str, Any]], ...]  # messages, the last one a user's; () where there is no chat template
     prompts: tuple[list[int], ...]  # their token ids as trained: `Renderer.prompt_ids`
@@ -65,6 +71,7 @@ class Truth:
     answers: tuple[list[int], ...]  # likeliest tokens that follow the prompt, at most ANSWER of them, a stop token left out
     margins: tuple[list[float], ...]  # of each answer token: its logit above the next one's; small ones are ties
     base_answers: tuple[list[int], ...] = ()  # as `answers`, of the base without its adapter; empty without an adapter
+    from_trained: Difference | None = None  # how far what is exported is from what was trained: a merge rounds, an NF4 base is left
 
 
 ANSWER = 16  # tokens of a truth's answers
