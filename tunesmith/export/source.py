@@ -1,0 +1,74 @@
+"""What is to be exported, found and described without reading its weights."""
+
+import datetime
+from pathlib import Path
+from typing import Any
+
+from tunesmith import config
+from tunesmith.data.rendering.labelled import Labelled
+from tunesmith.data.rendering.render import Renderer
+from tunesmith.errors import UserError
+from tunesmith.export.target import Source
+from tunesmith.methods.layouts import layout
+from tunesmith.methods.layouts.adapter_file import CONFIG, about, check_base
+from tunesmith.methods.tuning import Tuning
+from tunesmith.models import load as loading
+from tunesmith.models import score
+from tunesmith.models.source import Located, locate
+
+
+def describe(given: str, model: str | None = None) -> Source:
+    """A run folder, an adapter folder (its base from its config, or `model`), or a model. Raises UserError with what is missing."""
+    base, adapter, run, settings = _places(Path(given).expanduser(), given, model)
+    located = locate(base, headed=adapter is None)
+    skeleton = loading.skeleton(loading.load_config(located.folder))
+    if adapter is None:
+        tuning = Tuning({}, {}, head=score.read(located.folder, about(located.folder).get("head"), "cpu"))
+    else:
+        file = layout.read(adapter)
+        tuning = layout.fit(file, skeleton, device="meta")
+        check_base(file, located.folder)
+    folder = adapter if adapter is not None and run is None else Path(given)
+    return Source(
+        name=run.resolve().name if run is not None else folder.resolve().name if folder.is_dir() else located.name,
+        given=given,
+        model=model,
+        base=located.folder,
+        base_name=_opened_as(located),
+        adapter=adapter,
+        run=run,
+        quantized=settings is not None and adapter is not None and settings.model.quantize is not None,
+        tuning=tuning,
+        renderer=_renderer(located.folder, skeleton.config, settings, tuning),
+    )
+
+
+def _places(folder: Path, given: str, model: str | None) -> tuple[str, Path | None, Path | None, config.Run | None]:
+    """(the base or whole model, its adapter, the run folder, the run's settings)."""
+    if (folder / "run.yaml").is_file():
+        settings = config.load(folder / "run.yaml").run
+        if (folder / "model" / "config.json").is_file():
+            return str(folder / "model"), None, folder, settings
+        if layout.is_adapter(folder / "adapter"):
+            return model or settings.model.source, folder / "adapter", folder, settings
+        raise UserError(f"{folder} holds a run without a result yet; finish it with `tunesmith resume {folder}`")
+    if layout.is_adapter(folder):
+        base = model or layout.base_of(folder)
+        if not base:
+            raise UserError(f"{folder / CONFIG} does not name its base model (base_model_name_or_path); give it with --model")
+        return base, folder, None, None
+    return given, None, None, None
+
+
+def _opened_as(located: Located) -> str:
+    """What `transformers` and `peft` open the base by: a hub id, or a folder."""
+    return located.origin.partition("@")[0] if located.kind == "hub" else str(located.folder.resolve())
+
+
+def _renderer(folder: Path, model_config: Any, settings: config.Run | None, tuning: Tuning) -> Renderer | Labelled:
+    data = settings.data if settings is not None else config.Data()
+    date = datetime.date.today().isoformat() if data.date == "today" else data.date
+    stops = loading.stop_ids(folder, model_config)
+    renderer = Renderer(loading.load_tokenizer(folder), thinking=data.thinking, date=date, stop_ids=stops)
+    head: Any = tuning.head
+    return renderer if head is None else Labelled(renderer, head.task, head.labels, head.input)
