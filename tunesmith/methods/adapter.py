@@ -88,6 +88,15 @@ class Bottleneck(nn.Module):
         """The layer's own output h with f(h) added."""
         return _with_first(slots.own_forward(layer, *inputs, **named), lambda h: self.added(h, h))
 
+    def changed(self, layer: nn.Module, x: Tensor, h: Tensor) -> Tensor:
+        """The output h where f is added, with it; x: the input of what is read."""
+        return self.added(h, x if self.reads else h)
+
+    def served_at(self, path: str) -> tuple[str, str]:
+        """(path whose output is changed, path whose input is read) of a module at `path`."""
+        at, source = ("/".join(filter(None, (path, inner))).replace("/", ".") for inner in (self.adds, self.reads))
+        return at, source
+
     def attach(self, layer: nn.Module) -> None:
         """Stand at the layer, or between the two inside it."""
         if not self.reads:

@@ -26,7 +26,7 @@ from tunesmith.methods.parts import extras
 from tunesmith.methods.settings import DoRA as Settings
 from tunesmith.methods.tuning import Start, Tuning
 from tunesmith.models import slots
-from tunesmith.models.nf4 import weight_of
+from tunesmith.models.nf4 import is_nf4, weight_of
 from tunesmith.models.products import thin
 
 NF4 = True  # trains over an NF4 base (QDoRA)
@@ -58,6 +58,11 @@ class DoRA(nn.Module):
             kept: Tensor = _DoRAProduct.apply(dropped, self.A, self.B, self.magnitude, self, base, None)
             return slots.own_forward(base, x - dropped) + kept
         return _DoRAProduct.apply(x, self.A, self.B, self.magnitude, self, base, base.bias)
+
+    def factors(self, layer: nn.Module) -> tuple[Tensor, Tensor, Tensor | None]:
+        """(down [R, in], up [out, R] with the scale in it, m/‖W + s·B·A‖ - 1 [out]) in fp32: the third is laid on base and update."""
+        weight_OI = layer.dequantized() if is_nf4(layer) else weight_of(layer)  # type: ignore[operator]
+        return self.A, self.scale * self.B, self.magnitude / self.norm(layer, weight_OI) - 1
 
     def folded(self, weight_OI: Tensor) -> Tensor:
         """m/‖W + s·B·A‖ · (W + s·B·A) in fp32, [out, in], with the norm of the matrix that is given."""

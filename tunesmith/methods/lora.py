@@ -57,6 +57,10 @@ class LoRA(nn.Module):
         down_RI, up_OR = kept(self._factors, dtype, (self.A, self.B), lambda: (self.A, self.scale * self.B))
         return Update(base, self.A, self.B, down_RI, up_OR, self.scale)
 
+    def factors(self, layer: nn.Module) -> tuple[Tensor, Tensor, Tensor | None]:
+        """(down [R, in], up [out, R] with the scale in it, None) in fp32, for products of many adapters at once."""
+        return self.A, self.scale * self.B, None
+
     def folded(self, weight_OI: Tensor) -> Tensor:
         """W + s·B·A in fp32, [out, in]."""
         return weight_OI.float() + self.scale * (self.B.float() @ self.A.float())

@@ -125,6 +125,10 @@ class PiSSA(nn.Module):
         down, up = self._down_up()
         return down, self.scale * up
 
+    def factors(self, layer: nn.Module) -> tuple[Tensor, Tensor, Tensor | None]:
+        """(down [2R, in], up [out, 2R] with the scale in it, None) in fp32, of the update of the base itself: `as_lora`'s."""
+        return self.as_lora().factors(layer)
+
     def _taken(self) -> Tensor:
         """s·B0·A0, the part of W that is trained; [out, in] in fp32."""
         return self.scale * (self.B0 @ self.A0)

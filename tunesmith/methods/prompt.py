@@ -55,12 +55,21 @@ class VirtualTokens(nn.Module):
         """[...] ids to [..., C] in the embedding's dtype."""
         return embed(layer, ids, self.table_PC)
 
+    def changed(self, layer: nn.Module, ids: Tensor, y: Tensor) -> Tensor:
+        """The same where the embedding's own output y is there already, of whatever tokens where the placeholders are."""
+        return filled(layer, ids, y, self.table_PC)
+
 
 def embed(layer: nn.Module, ids: Tensor, table_PC: Callable[[], Tensor]) -> Tensor:
     """What the embedding makes of ids [...], with rows of the table where they are placeholders: [..., C] in the layer's own dtype."""
     vocabulary = layer.weight.shape[0]  # type: ignore[union-attr, index]
-    y = slots.own_forward(layer, ids.clamp(max=vocabulary - 1))  # type: ignore[operator]
-    at = (ids >= vocabulary).nonzero(as_tuple=True)
+    return filled(layer, ids, slots.own_forward(layer, ids.clamp(max=vocabulary - 1)), table_PC)  # type: ignore[operator]
+
+
+def filled(layer: nn.Module, ids: Tensor, y: Tensor, table_PC: Callable[[], Tensor]) -> Tensor:
+    """The embedding's output y [..., C] with rows of the table where the ids are placeholders."""
+    vocabulary = layer.weight.shape[0]  # type: ignore[union-attr, index]
+    at = (ids >= vocabulary).nonzero(as_tuple=True)  # type: ignore[operator]
     if at[0].numel() == 0:  # an answer's later tokens
         return y
     # cast behind the look-up, so that gradients of many documents are summed in fp32

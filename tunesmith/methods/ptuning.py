@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from tunesmith.methods.parts import encoders
-from tunesmith.methods.prompt import embed, place_for, size_of
+from tunesmith.methods.prompt import embed, filled, place_for, size_of
 from tunesmith.methods.settings import PTuning as Settings
 from tunesmith.methods.tuning import Start, Tuning
 from tunesmith.models import slots
@@ -56,6 +56,10 @@ class EncodedTokens(nn.Module):
     def forward(self, layer: nn.Module, ids: Tensor) -> Tensor:
         """[...] ids to [..., C] in the embedding's dtype."""
         return embed(layer, ids, self.table_PC)
+
+    def changed(self, layer: nn.Module, ids: Tensor, y: Tensor) -> Tensor:
+        """The same where the embedding's own output y is there already, of whatever tokens where the placeholders are."""
+        return filled(layer, ids, y, self.table_PC)
 
 
 def build(model: Any, settings: Settings, device: Any = None) -> Tuning:

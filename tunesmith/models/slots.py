@@ -6,7 +6,7 @@ and the class stay exactly what `transformers` made. What stands where is known 
 feeds it knows what belongs in front of a document.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -181,20 +181,21 @@ def place(model: nn.Module, adapter: Mapping[str, nn.Module]) -> None:
         else:
             object.__setattr__(layer, "forward", partial(module, layer))
         object.__setattr__(model, _PLACED, placed(model) | {path: module})
-    for paths in _same_input(model, adapter):
+    for paths in same_input(model, [path for path, module in adapter.items() if hasattr(module, "low_rank")]):
         together.stand([model.get_submodule(path) for path in paths], [adapter[path] for path in paths])
 
 
-def _same_input(model: Any, adapter: Mapping[str, nn.Module]) -> Iterator[list[str]]:
-    """Paths of an adapter's layers that a class calls with the same input: q k v of an attention, gate and up of an MLP."""
+def same_input(model: Any, paths: Iterable[str]) -> Iterator[list[str]]:
+    """Those of the layers that a class calls with the same input: q k v of an attention, gate and up of an MLP."""
+    paths = list(paths)
     roles = (family(model) if hasattr(model, "config") else None) or {}
     for names in (("q", "k", "v"), ("gate", "up")):
         endings = [roles[name] for name in names if name in roles]
         siblings: dict[str, list[str]] = {}
-        for path, module in adapter.items():
-            if hasattr(module, "low_rank") and any(_ends(path, ending) for ending in endings):
+        for path in paths:
+            if any(_ends(path, ending) for ending in endings):
                 siblings.setdefault(path.rpartition(".")[0], []).append(path)
-        yield from (paths for paths in siblings.values() if len(paths) > 1)
+        yield from (found for found in siblings.values() if len(found) > 1)
 
 
 def lift(model: nn.Module, adapter: Mapping[str, nn.Module]) -> None:

@@ -7,6 +7,7 @@ also the head's. A module of the head then owns nothing and names in `follows` t
 Shapes: T tokens, C channels, V vocabulary, n trained rows.
 """
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -33,7 +34,10 @@ class TrainedRows(nn.Module):
 
     def forward(self, layer: nn.Module, ids_T: Tensor) -> Tensor:
         """[..., T] ids to [..., T, C] in the embedding's dtype."""
-        x_TC = slots.own_forward(layer, ids_T)
+        return self.changed(layer, ids_T, slots.own_forward(layer, ids_T))
+
+    def changed(self, layer: nn.Module, ids_T: Tensor, x_TC: Tensor) -> Tensor:
+        """The embedding's own output [..., T, C] with these rows in it."""
         if self._sorted is None or self._sorted[0].device != ids_T.device:
             self._sorted = torch.tensor(self.ids, device=ids_T.device).sort()
         sorted_n, order_n = self._sorted
@@ -72,12 +76,16 @@ class ScoredRows(nn.Module):
 
     def forward(self, layer: nn.Module, h_TC: Tensor) -> Tensor:
         """[..., C] hidden states to [..., V] logits, in the hidden states' dtype."""
+        return self.changed(layer, h_TC, slots.own_forward(layer, h_TC))
+
+    def changed(self, layer: nn.Module, h_TC: Tensor, logits_TV: Tensor) -> Tensor:
+        """The head's own logits [..., V] with those of these rows written into them."""
         if self._ids_n is None or self._ids_n.device != h_TC.device:
             self._ids_n = torch.tensor(self.ids, device=h_TC.device)
         bias: Any = getattr(layer, "bias", None)
         bias_n = None if bias is None else bias[self._ids_n]
         scores_Tn = nn.functional.linear(h_TC, self.trained()[0].to(h_TC.dtype), bias_n)
-        return slots.own_forward(layer, h_TC).index_copy_(-1, self._ids_n, scores_Tn)
+        return logits_TV.index_copy_(-1, self._ids_n, scores_Tn)
 
     def folded(self, weight_VC: Tensor) -> Tensor:
         """The head with these rows in it, fp32 [V, C]."""
@@ -97,6 +105,7 @@ class TrainedCopy(nn.Module):
             if tensor is not None:
                 self.register_parameter(name, nn.Parameter(torch.empty_like(tensor, device=device, requires_grad=False)))
         self._own: dict[str, Any] = {}
+        self._other: tuple[nn.Module, nn.Module] | None = None  # the layer, and what computes as it does with these tensors
 
     def begin(self, layer: nn.Module) -> None:
         """The layer's own tensors."""
@@ -113,6 +122,12 @@ class TrainedCopy(nn.Module):
         """The layer as it was, to the bit."""
         layer._parameters.update(self._own)
         self._own = {}
+
+    def instead(self, layer: nn.Module, *inputs: Any, **named: Any) -> Any:
+        """What the layer computes with these tensors, which it does not get: it may be computing with its own meanwhile."""
+        if self._other is None or self._other[0] is not layer:
+            self._other = layer, with_tensors(layer, dict(self.named_parameters()))
+        return slots.own_forward(self._other[1], *inputs, **named)
 
     def folded(self, weight: Tensor) -> Tensor:
         """The trained matrix, or a norm's vector. Raises UserError where it cannot stand in the base's checkpoint."""
@@ -135,6 +150,7 @@ class TiedCopy(nn.Module):
         super().__init__()
         self._source, self.follows = (source,), follows
         self._own: dict[str, Any] = {}
+        self._other: tuple[Any, ...] = ()  # the layer, and what computes as it does with the other end's matrix
 
     def attach(self, layer: nn.Module) -> None:
         """Put the other end's matrix here too."""
@@ -145,6 +161,21 @@ class TiedCopy(nn.Module):
         """The layer as it was, to the bit."""
         layer._parameters.update(self._own)
         self._own = {}
+
+    def instead(self, layer: nn.Module, *inputs: Any, **named: Any) -> Any:
+        """What the layer computes with the other end's matrix; it keeps its own."""
+        if not self._other or self._other[0] is not layer:
+            self._other = layer, with_tensors(layer, {"weight": self._source[0].weight})
+        return slots.own_forward(self._other[1], *inputs, **named)
+
+
+def with_tensors(layer: nn.Module, tensors: dict[str, Any]) -> nn.Module:
+    """Another layer of the same class that shares everything with this one but these tensors, and beside which nothing stands."""
+    other = copy.copy(layer)
+    vars(other)["_parameters"] = layer._parameters | tensors
+    vars(other).pop("forward", None)
+    vars(other).pop(slots.PART, None)
+    return other
 
 
 def build(model: Any, tokens: Sequence[int | str], modules: Sequence[str], device: Any = None) -> dict[str, nn.Module]:
