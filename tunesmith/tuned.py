@@ -70,8 +70,10 @@ class Tuned:
             slots.place(self.model, self.tuning.adapter)
 
 
-def open_tuned(name: str, *, model: str | None = None, device: str = "auto", dtype: str = "auto", refuse: Refuse | None = None) -> Tuned:
-    """Open a run folder, an adapter folder (its base from its config, or `model`), or a model.
+def open_tuned(
+    name: str, *, model: str | None = None, device: str = "auto", dtype: str = "auto", nf4: bool = False, refuse: Refuse | None = None
+) -> Tuned:
+    """Open a run folder, an adapter folder (its base from its config, or `model`), or a model; with `nf4` a model's weights as codes.
 
     `refuse` is asked before any weight is read, with an adapter's shapes alone. Raises UserError with what is missing.
     """
@@ -83,7 +85,7 @@ def open_tuned(name: str, *, model: str | None = None, device: str = "auto", dty
         if not base:
             raise UserError(f"{folder / CONFIG} does not name its base model (base_model_name_or_path); give it with --model")
         return _open(folder.resolve().name, base, folder, None, device, dtype, refuse)
-    return _open(name, name, None, None, device, dtype, refuse)
+    return _open(name, name, None, None, device, dtype, refuse, nf4)
 
 
 def _open_run(folder: Path, device: str, dtype: str, refuse: Refuse | None) -> Tuned:
@@ -96,14 +98,22 @@ def _open_run(folder: Path, device: str, dtype: str, refuse: Refuse | None) -> T
     raise UserError(f"{folder} holds a run without a result yet; finish it with `tunesmith resume {folder}`")
 
 
-def _open(name: str, source: str, adapter: Path | None, run: config.Run | None, device: str, dtype: str, refuse: Refuse | None) -> Tuned:
+def renderer_of(tokenizer: Any, folder: Path, model_config: Any, data: config.Data) -> Renderer:
+    """The one that a run with these settings was trained through; `folder` and `model_config` are those of its base."""
+    date = datetime.date.today().isoformat() if data.date == "today" else data.date  # a run's own date is fixed
+    return Renderer(tokenizer, thinking=data.thinking, stop_ids=loading.stop_ids(folder, model_config), date=date)
+
+
+def _open(
+    name: str, source: str, adapter: Path | None, run: config.Run | None, device: str, dtype: str, refuse: Refuse | None, nf4: bool = False
+) -> Tuned:
     file = layout.read(adapter) if adapter else None  # a broken adapter is said before the model is loaded
     located = locate(source, headed=file is None)
     place = hardware.device(device if device != "auto" or run is None else _device(run.model.device))
     if dtype == "auto" and run is not None and run.model.dtype != "auto":
         dtype = run.model.dtype
     chosen: torch.dtype = loading.DTYPES[dtype] if dtype != "auto" else hardware.default_dtype(place)[0]
-    quantize = run is not None and run.model.quantize is not None and adapter is not None
+    quantize = nf4 or (run is not None and run.model.quantize is not None and adapter is not None)
     double = run.model.double_quant if run else True
     skeleton = loading.skeleton(loading.load_config(located.folder))
     shapes = Tuning({}, {})
@@ -119,10 +129,7 @@ def _open(name: str, source: str, adapter: Path | None, run: config.Run | None, 
     head = None if file else score.read(located.folder, about(located.folder).get("head"), place)
     own_head = head is None and (file is None or "head" not in file.facts)
     base = loading.load(located.folder, dtype=chosen, quantize=quantize, double_quant=double, device=place, own_head=own_head)
-    settings = run.data if run else config.Data()
-    date = datetime.date.today().isoformat() if settings.date == "today" else settings.date  # a run's own date is fixed
-    stops = loading.stop_ids(located.folder, base.model.config)
-    renderer = Renderer(base.tokenizer, thinking=settings.thinking, stop_ids=stops, date=date)
+    renderer = renderer_of(base.tokenizer, located.folder, base.model.config, run.data if run else config.Data())
     tuning = layout.fit(file, base.model, place) if file else Tuning({}, {}, head=head)
     tuning.train(False)
     for parameter in tuning.parameters.values():
