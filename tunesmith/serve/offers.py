@@ -57,9 +57,8 @@ def read(words: Sequence[str], model: str | None = None) -> Offered:
     named = list(dict.fromkeys(each.base for each in offers if each.base))
     if not bases and not named and not problems:
         problems.append("the adapters do not name their base model (base_model_name_or_path); give it with --model")
-    problems += [
-        f"two models are to be called {name}; write NAME=DIR" for name, count in Counter(o.name for o in offers).items() if count > 1
-    ]
+    twice = [name for name, count in Counter(each.name for each in offers).items() if count > 1]
+    problems += [f"two models are to be called {name}; write NAME=DIR" for name in twice]
     if problems:
         raise UserError(*problems)
     source, name = bases[0] if bases else (named[0], "")
@@ -80,8 +79,7 @@ def offer(name: str, path: Path) -> Offer | None:
         if path.is_dir() and not (path / "config.json").is_file():
             raise UserError(f"{path}: neither a run folder, nor an adapter ({CONFIG}), nor a model (config.json)")
         return None
-    said = about(folder)
-    if "head" in said or (run is not None and run.task.head == "score"):
+    if "head" in about(folder):
         raise UserError(f"{path} predicts labels with a head of its own and writes no text; ask it by `tunesmith chat {path}`")
     return Offer(name, path, folder, run.model.source if run is not None else layout.base_of(folder), run)
 
