@@ -13,7 +13,6 @@ from tests.conftest import write_byte_tokenizer
 from tunesmith.methods import method
 from tunesmith.methods.settings import Full
 from tunesmith.models import load as loading
-from tunesmith.models import score
 from tunesmith.train import weights
 
 
@@ -114,20 +113,3 @@ def test_what_is_trained_is_what_is_written(tiny_llama: Path, tmp_path: Path) ->
     found, before = load_file(tmp_path / "model" / "model.safetensors"), load_file(tiny_llama / "model.safetensors")
     assert all(torch.equal(found[name], before[name] + 1.0) for name in before)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
-
-
-def test_a_head_goes_into_a_checkpoint_of_several_files(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(weights, "_SHARD_BYTES", 100_000)
-    (out := tmp_path / "out").mkdir()
-    base = loading.load(tiny_llama, dtype=torch.float32)
-    weights.write_model(out, base.model, tiny_llama)
-    head = score.make(base.model, "tag", ["O", "B-X", "I-X"])
-    head.begin(0)
-    weights.crown(out, base.model, head)
-    index = json.loads((out / "model.safetensors.index.json").read_text())["weight_map"]
-    held = {name: file.name for file in out.glob("*.safetensors") for name in load_file(file)}
-    assert held == index and "lm_head.weight" not in held and len(set(held.values())) > 2 and {"score.weight", "score.bias"} <= set(held)
-    found = score.read(out)
-    assert found is not None and torch.equal(found.weight, head.weight) and found.labels == head.labels
-    again = loading.load(out, dtype=torch.float32, own_head=False).model.state_dict()
-    assert all(torch.equal(again[name], tensor) for name, tensor in base.model.state_dict().items() if name != "lm_head.weight")

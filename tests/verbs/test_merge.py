@@ -75,22 +75,42 @@ def test_an_adapter_folder_is_merged_too(done: Path, tmp_path: Path) -> None:
     assert load_file(tmp_path / "merged/model.safetensors").keys()
 
 
-def test_the_difference_of_quantisation_is_measured_and_said(quantized: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_both_bases_are_measured_and_the_nearer_is_written(quantized: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "merged"
-    assert cli.main(["merge", str(quantized), str(out)]) == 0
-    assert (
-        "trained over NF4 weights and is merged into the original ones: the difference above is that of the quantisation"
-        in capsys.readouterr().err
-    )
-    facts = json.loads((out / "merge.json").read_text())
-    assert (facts["trained_over"], facts["base_weights"]) == ("nf4", "original")
-    assert 1e-6 < facts["difference_from_adapter"]["mean_kl"] < 1
+    assert cli.main(["merge", str(quantized), str(out), "--max-kl", "1e-9"]) == 0
+    facts, said = json.loads((out / "merge.json").read_text()), capsys.readouterr().err
+    assert (facts["trained_over"], facts["base_weights"]) == ("nf4", "dequantised")
+    original, dequantised = facts["bases"]["original"]["rows"]["mean_kl"], facts["bases"]["dequantised"]["rows"]["mean_kl"]
+    assert 0 <= dequantised < 1e-9 and 1e-6 < original < 1
+    assert f"dequantised weights KL {dequantised:.2e}" in said and f"original weights KL {original:.2e}" in said
+    assert "the dequantised ones are nearer, the adapter was trained over NF4's rounding of the base" in said
+    assert facts["difference_of_served_lora"]["mean_kl"] == pytest.approx(facts["bases"]["original"]["prompts"]["mean_kl"], rel=1e-3)
+    live = logits(open_tuned(str(quantized)).model)
+    assert (logits(AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)) - live).abs().max() <= 1e-5 * live.abs().max()
+
+
+def test_the_original_weights_are_taken_where_they_are_asked_for(
+    quantized: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "merged"
+    assert cli.main(["merge", str(quantized), str(out), "--base", "original"]) == 0
+    facts, said = json.loads((out / "merge.json").read_text()), capsys.readouterr().err
+    assert facts["base_weights"] == "original" and "but --base original was asked for" in said
+    assert facts["difference_from_adapter"] == facts["bases"]["original"]["prompts"], "in memory and from the file alike"
     tuned, source = open_tuned(str(quantized)), load_file(Path(open_tuned(str(quantized)).run.model.source) / "model.safetensors")  # type: ignore[union-attr]
     after = load_file(out / "model.safetensors")
     assert after.keys() == source.keys()
     for path, module in tuned.tuning.adapter.items():
         name, update_IO = f"{path}.weight", 2.0 * (module.get_parameter("B") @ module.get_parameter("A")).T
         torch.testing.assert_close(after[name], source[name] + update_IO, rtol=1e-5, atol=1e-6)
+
+
+def test_there_is_one_base_where_nothing_was_rounded(done: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for source, more in ((done, ""), (done / "adapter", "name the run's folder, which says so")):
+        assert cli.main(["merge", str(source), str(tmp_path / "out"), "--base", "dequantised"]) == 2
+        said = capsys.readouterr().err
+        assert f"--base dequantised: {source} was not trained over NF4, so there is one base" in said and more in said
+    assert not (tmp_path / "out").exists()
 
 
 def test_codes_of_a_residual_are_merged_as_they_were_trained_and_the_other_way_is_measured(
@@ -100,11 +120,11 @@ def test_codes_of_a_residual_are_merged_as_they_were_trained_and_the_other_way_i
     runs.finish(runs.settings(source, data, run, STRONG | {"method": {"name": "pissa", "rank": 4}, "model.quantize": "nf4"}))
     assert cli.main(["merge", str(run), str(out), "--max-kl", "1e-6"]) == 0
     said, facts = capsys.readouterr(), json.loads((out / "merge.json").read_text())
-    assert (facts["trained_over"], facts["base_weights"]) == ("nf4", "nf4 of the residual")
+    assert (facts["trained_over"], facts["base_weights"]) == ("nf4", "dequantised")
     faithful, served = facts["difference_from_adapter"], facts["difference_of_served_lora"]
     assert faithful["mean_kl"] < 1e-6 and served["mean_kl"] > 100 * max(faithful["mean_kl"], 1e-9)
-    assert f"served as a LoRA over the original ones: KL {served['mean_kl']:.2e}" in said.out
-    assert "is merged into the original" not in said.err
+    on_rows = facts["bases"]["original"]["rows"]["mean_kl"]
+    assert "Served as a LoRA over the original ones: KL " in said.err and f"original weights KL {on_rows:.2e}" in said.err
     about = json.loads((run / "adapter/tunesmith.json").read_text())["pissa"]
     assert about["quantised"] and all(0.02 < about["weight_difference"][over] < 0.2 for over in ("original", "nf4"))
     live = logits(open_tuned(str(run)).model)
@@ -112,7 +132,7 @@ def test_codes_of_a_residual_are_merged_as_they_were_trained_and_the_other_way_i
 
 
 def test_a_gate_of_the_user_s(quantized: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["merge", str(quantized), str(tmp_path / "merged"), "--max-kl", "1e-9"]) == 3
+    assert cli.main(["merge", str(quantized), str(tmp_path / "merged"), "--base", "original", "--max-kl", "1e-9"]) == 3
     said = capsys.readouterr().err
     assert "is above --max-kl 1e-09; the folder was written, do not serve it unseen" in said
     assert math.isfinite(json.loads((tmp_path / "merged/merge.json").read_text())["difference_from_adapter"]["mean_kl"])
@@ -144,7 +164,9 @@ def test_what_changes_no_matrix_is_not_merged(
     monkeypatch.setattr(load, "load", None)  # refused before any weight is read
     assert cli.main(["merge", str(tmp_path / "run"), str(tmp_path / "out")]) == 2
     said = capsys.readouterr().err
-    assert f"{tmp_path / 'run'}: what stands at " in said and "serve the two together" in said and "method.name=lora" in said
+    run = tmp_path / "run"
+    assert f"{run}: what stands at " in said and f"serve the two together (`tunesmith serve {run}`)" in said
+    assert f"`tunesmith export {run} --to peft --as lora --out OUT`" in said and "method.name=lora" in said
     assert not (tmp_path / "out").exists() and not (tmp_path / "run/merge.json").exists()
 
 
@@ -198,10 +220,11 @@ def test_a_linear_combination_says_how_far_it_is_from_the_sum(done: Path, tmp_pa
         (["nothing=0.5", "DONE=x", "DONE"], ["nothing: neither a run folder nor an adapter folder", "'x' is no number; write DIR=0.7"]),
         (["DONE", "SECOND", "--how", "linear"], ["linear needs the same rank everywhere", "ranks 4 (run), 2 (second)"]),
         (["DONE", "SECOND", "--max-kl", "1"], ["--max-kl compares a merged model with its adapter"]),
+        (["DONE", "SECOND", "--base", "original"], ["--base is for an adapter that goes into its base"]),
         (["DONE", "SECOND", "--model", "OTHER"], ["was made for another base model", "the weights differ by"]),
         (["DONE", "ELSEWHERE"], ["only adapters of one base can be combined", "the weights differ by", "--model M says"]),
     ],
-    ids=["names", "ranks", "max-kl", "model", "bases"],
+    ids=["names", "ranks", "max-kl", "base", "model", "bases"],
 )
 def test_what_cannot_be_combined(
     words: list[str], reasons: list[str], done: Path, second: Path, tiny_llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

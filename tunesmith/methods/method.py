@@ -93,14 +93,15 @@ def give_head(model: Any, tuning: Tuning, head: Score) -> None:
         tuning.notes.append(note)
 
 
-def unmergeable(tuning: Tuning) -> str:
-    """Why the adapter cannot become part of the base's matrices, and what can be done instead; or ""."""
+def unmergeable(tuning: Tuning, folder: str = "DIR") -> str:
+    """Why the adapter in `folder` cannot become part of the base's matrices, and what can be done instead; or ""."""
     beside = [path for path, module in tuning.adapter.items() if not (hasattr(module, "folded") or hasattr(module, "follows"))]
     if not beside:
         return ""
     return (
         f"what stands at {beside[0]} changes no matrix ({tuning.layout}), so it cannot become part of the base; "
-        "serve the two together (`tunesmith chat`, `evaluate`, or peft), or train with method.name=lora for a merged model"
+        f"serve the two together (`tunesmith serve {folder}`), or let a LoRA be fitted to it, with the error told "
+        f"(`tunesmith export {folder} --to peft --as lora --out OUT`); method.name=lora trains what merges"
     )
 
 

@@ -37,6 +37,11 @@ class Located:
     origin: str  # where it came from, exactly: path, `owner/name@commit`, `builtin:NAME`
 
 
+def opened_as(located: Located) -> str:
+    """What `transformers` and `peft` open a base by: a hub id, or a folder."""
+    return located.origin.partition("@")[0] if located.kind == "hub" else str(located.folder.resolve())
+
+
 def cache_folder() -> Path:
     return Path(os.environ.get("TUNESMITH_CACHE") or Path.home() / ".cache" / "tunesmith").expanduser()
 

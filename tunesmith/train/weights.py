@@ -1,25 +1,23 @@
 """The result of a run: `adapter/` in peft's layout, or `model/`, a folder that `transformers` opens."""
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers.core_model_loading import revert_weight_conversion
 
+from tunesmith.export.crown import with_head
 from tunesmith.methods.layouts import layout
-from tunesmith.methods.layouts.adapter_file import ABOUT
 from tunesmith.methods.tuning import Tuning
 from tunesmith.models import score
 from tunesmith.models.fingerprint import fingerprint
 from tunesmith.models.load import Base
-from tunesmith.models.matrix import tensor_files
 from tunesmith.models.score import Score
-from tunesmith.models.source import Located
+from tunesmith.models.source import opened_as
 from tunesmith.train.checkpoint import write_whole
 
 KIND = {True: "adapter", False: "model"}  # by whether there is an adapter
@@ -36,11 +34,6 @@ def write(target: Path, base: Base, tuning: Tuning, setting: Any) -> None:
         write_whole(target, lambda aside: write_model(aside, base.model, base.folder, tuning.head))
 
 
-def opened_as(located: Located) -> str:
-    """What `transformers` and `peft` open a base by: a hub id, or a folder."""
-    return located.origin.partition("@")[0] if located.kind == "hub" else str(located.folder.resolve())
-
-
 def write_model(aside: Path, model: Any, source: Path, head: Score | None = None) -> None:
     """Every weight under the names that its source checkpoint uses; config, tokenizer and templates are copied from there.
 
@@ -53,7 +46,7 @@ def write_model(aside: Path, model: Any, source: Path, head: Score | None = None
             shutil.copyfile(path, aside / path.name)
     _name_dtype(aside / "config.json", str(model.dtype).removeprefix("torch."))
     if head is not None:
-        tensors |= _with_head(aside, model, head)
+        tensors |= with_head(aside, model, head)
     shards = _shards(tensors)
     index: dict[str, str] = {}
     for number, names in enumerate(shards, 1):
@@ -64,34 +57,6 @@ def write_model(aside: Path, model: Any, source: Path, head: Score | None = None
         total = sum(t.numel() * t.element_size() for t in tensors.values())
         content = {"metadata": {"total_size": total}, "weight_map": index}
         (aside / "model.safetensors.index.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
-def crown(folder: Path, model: Any, head: Score) -> None:
-    """Put a task's head into a written checkpoint, in place of the language model's own where that is nobody else's."""
-    more, gone = _with_head(folder, model, head), score.replaced(model)
-    files = tensor_files(folder)
-    last = list(files.values())[-1]
-    for file in {files[name] for name in gone if name in files} | {last}:
-        tensors = {name: tensor for name, tensor in load_file(file).items() if name not in gone}
-        aside = file.with_suffix(".new")  # what is read may still be mapped
-        save_file(tensors | (more if file == last else {}), aside, metadata={"format": "pt"})
-        os.replace(aside, file)
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        content = json.loads(index.read_text(encoding="utf-8"))
-        kept = {name: file for name, file in content["weight_map"].items() if name not in gone}
-        content["weight_map"] = kept | dict.fromkeys(more, last.name)
-        index.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
-def _with_head(aside: Path, model: Any, head: Score) -> dict[str, Tensor]:
-    """The head's tensors by the names that the class of `transformers` gives them; config.json and our own note are written."""
-    found = score.counterpart(model.config, head.task)
-    config = json.loads((aside / "config.json").read_text(encoding="utf-8"))
-    for file, content in (("config.json", score.config_of(config, head, found)), (ABOUT, {"head": head.about})):
-        (aside / file).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    name = found.head if found else score.NAMES[0]
-    return {key.replace("score", name, 1): tensor.detach().cpu() for key, tensor in head.tensors.items()}
 
 
 def _name_dtype(path: Path, dtype: str) -> None:
