@@ -71,7 +71,7 @@ def test_every_family_calls_them_with_one_input_and_computes_what_each_alone_doe
     model = tiny(name)
     tuning = filled(model, Settings(rank=2))
     with monkeypatch.context() as alone:
-        alone.setattr(slots, "_same_input", lambda model, adapter: [])
+        alone.setattr(slots, "same_input", lambda model, paths: [])
         method.place(model, tuning)
     expected = results(model, tuning)
     slots.lift(model, tuning.adapter)
