@@ -65,7 +65,9 @@ SERVERS: dict[str, Server] = {
     ),
     "llamacpp": Server("llama.cpp", "src/llama-adapter.cpp", uneven=False),
     "ollama": Server("Ollama", "its docs/import.md: a merged model is what every version takes", lora=False),
-    "peft": Server("peft", "installed and asked", dora=True, tokens=True, saved=True, prompt="as it is", prefix="as it is", head="as it is"),
+    "peft": Server(
+        "peft", "installed and asked", dora=True, tokens=True, saved=True, prompt="as it is", prefix="as it is", head="as it is"
+    ),
 }  # fmt: skip
 
 

@@ -1,20 +1,20 @@
 """What is to be exported, found and described without reading its weights."""
 
-import datetime
 from pathlib import Path
 from typing import Any
 
 from tunesmith import config
 from tunesmith.data.rendering.labelled import Labelled
-from tunesmith.data.rendering.render import Renderer
 from tunesmith.errors import UserError
 from tunesmith.export.target import Source
+from tunesmith.export.whole import Whole
 from tunesmith.methods.layouts import layout
 from tunesmith.methods.layouts.adapter_file import CONFIG, about, check_base
 from tunesmith.methods.tuning import Tuning
 from tunesmith.models import load as loading
 from tunesmith.models import score
 from tunesmith.models.source import Located, locate
+from tunesmith.tuned import renderer_of
 
 
 def describe(given: str, model: str | None = None) -> Source:
@@ -28,9 +28,11 @@ def describe(given: str, model: str | None = None) -> Source:
         file = layout.read(adapter)
         tuning = layout.fit(file, skeleton, device="meta")
         check_base(file, located.folder)
-    folder = adapter if adapter is not None and run is None else Path(given)
+    data = settings.data if settings is not None else config.Data()
+    renderer = renderer_of(loading.load_tokenizer(located.folder), located.folder, skeleton.config, data)
+    head: Any = tuning.head
     return Source(
-        name=run.resolve().name if run is not None else folder.resolve().name if folder.is_dir() else located.name,
+        name=Path(given).resolve().name if run is not None or adapter is not None else located.name,
         given=given,
         model=model,
         base=located.folder,
@@ -39,7 +41,8 @@ def describe(given: str, model: str | None = None) -> Source:
         run=run,
         quantized=settings is not None and adapter is not None and settings.model.quantize is not None,
         tuning=tuning,
-        renderer=_renderer(located.folder, skeleton.config, settings, tuning),
+        whole=Whole(given, model, located.folder, adapter, renderer.stops, head is not None),
+        renderer=renderer if head is None else Labelled(renderer, head.task, head.labels, head.input),
     )
 
 
@@ -63,12 +66,3 @@ def _places(folder: Path, given: str, model: str | None) -> tuple[str, Path | No
 def _opened_as(located: Located) -> str:
     """What `transformers` and `peft` open the base by: a hub id, or a folder."""
     return located.origin.partition("@")[0] if located.kind == "hub" else str(located.folder.resolve())
-
-
-def _renderer(folder: Path, model_config: Any, settings: config.Run | None, tuning: Tuning) -> Renderer | Labelled:
-    data = settings.data if settings is not None else config.Data()
-    date = datetime.date.today().isoformat() if data.date == "today" else data.date
-    stops = loading.stop_ids(folder, model_config)
-    renderer = Renderer(loading.load_tokenizer(folder), thinking=data.thinking, date=date, stop_ids=stops)
-    head: Any = tuning.head
-    return renderer if head is None else Labelled(renderer, head.task, head.labels, head.input)

@@ -21,7 +21,7 @@ from typing import Any
 
 from torch import Tensor
 
-from tunesmith.export.difference import Difference
+from tunesmith.export.whole import Whole
 from tunesmith.methods.tuning import Tuning
 
 Tell = Callable[[str], None]  # a sentence of progress, for stderr
@@ -40,6 +40,7 @@ class Source:
     run: Path | None  # the run folder
     quantized: bool  # the adapter was trained over NF4 codes of the base
     tuning: Tuning  # shapes alone, on the meta device; empty without an adapter
+    whole: Whole  # `source.whole.write(folder)` fills a folder with the whole model: merged where there is an adapter
     renderer: Any  # `data.rendering.render.Renderer` (`Labelled` where a task's head predicts), with the base's tokenizer
 
     @property
@@ -61,8 +62,8 @@ class Options:
 class Truth:
     """What the model says while it is ours, in fp32, on a few conversations. All lists go by conversation.
 
-    Of a target that merges it is the merged model, folded in memory and rounded as its checkpoint is; of one that does not, the base
-    as it is (never NF4) with the adapter beside it.
+    Of a target that merges it is the merged model, folded in memory and rounded as its checkpoint will be; of one that does not, the
+    base as it is (never NF4) with the adapter beside it.
     """
 
     conversations: tuple[list[dict[str, Any]], ...]  # messages, the last one a user's; () where there is no chat template
@@ -71,7 +72,7 @@ class Truth:
     answers: tuple[list[int], ...]  # likeliest tokens that follow the prompt, at most ANSWER of them, a stop token left out
     margins: tuple[list[float], ...]  # of each answer token: its logit above the next one's; small ones are ties
     base_answers: tuple[list[int], ...] = ()  # as `answers`, of the base without its adapter; empty without an adapter
-    from_trained: Difference | None = None  # how far what is exported is from what was trained: a merge rounds, an NF4 base is left
+    from_trained: dict[str, Any] | None = None  # how far what is exported is from what was trained: a merge rounds, an NF4 base is left
 
 
 ANSWER = 16  # tokens of a truth's answers

@@ -1,21 +1,19 @@
 """How a model answers while it is ours: what every proof of an export compares with. Computed before anything is written, so that
 no mistake of a writer can be in it."""
 
+import dataclasses
+import gc
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
-from transformers.pytorch_utils import Conv1D
 
 from tunesmith.data.sample import RowError
-from tunesmith.export import merge
 from tunesmith.export.difference import compare, logits_of, prompts
 from tunesmith.export.target import ANSWER, Source, Tell, Truth
 from tunesmith.generate import Sampling, generate, serving
 from tunesmith.models import front, slots
 from tunesmith.models import load as loading
-from tunesmith.models.matrix import name_in, tensor_files
 from tunesmith.tuned import Tuned, open_tuned
 
 # With and without a system prompt, one turn and several, in several languages: where a server's rendering differs, it differs here.
@@ -43,28 +41,39 @@ CONVERSATIONS: tuple[list[dict[str, Any]], ...] = (
 def truth_of(source: Source, merged: bool, tell: Tell) -> Truth:
     """What the model says: with the adapter beside its base, or, `merged`, as the whole model that a checkpoint will hold.
 
-    Raises UserError where the model cannot be opened.
+    Raises UserError where the model cannot be opened, or not be merged.
     """
     tell(f"{source.name}: its own answers, to compare with")
-    tuned = open_tuned(source.given, model=source.model, dtype="float32")
     talks, asked = _asked(source)
+    if merged or source.adapter is None:
+        model = source.whole.in_memory()
+        head = source.tuning.head if source.adapter is None else source.whole.head
+        apart = source.whole.from_trained(model)
+        return _heard(source, model, head, talks, asked, [], apart)
+    tuned = open_tuned(source.given, model=source.model, dtype="float32")
     with serving(tuned.model):
-        trained = logits_of(tuned.model, asked, tuned.head)
         bare = _base_answers(tuned, asked)
-    changed = _as_exported(tuned, source, merged)
-    with serving(tuned.model):
-        logits = logits_of(tuned.model, asked, tuned.head) if changed else trained
-        answers = _answers(tuned.model, tuned.head, asked, source.renderer)
-        margins = [_margins(tuned.model, ids, answer) for ids, answer in zip(asked, answers, strict=True)] if answers else []
-    return Truth(
-        conversations=tuple(talks),
-        prompts=tuple(asked),
-        logits=tuple(logits),
-        answers=tuple(answers),
-        margins=tuple(margins),
-        base_answers=tuple(bare),
-        from_trained=compare(trained, logits),
-    )
+        trained = logits_of(tuned.model, asked, tuned.head)
+    if not _beside(tuned):
+        return _heard(source, tuned.model, tuned.head, talks, asked, bare, None)
+    heard = _heard(source, tuned.model, tuned.head, talks, asked, bare, None)
+    return dataclasses.replace(heard, from_trained={"prompts": dataclasses.asdict(compare(trained, heard.logits))})
+
+
+def _heard(
+    source: Source, model: Any, head: Any, talks: list[Any], asked: list[list[int]], bare: list[list[int]], apart: dict[str, Any] | None
+) -> Truth:
+    with serving(model):
+        answers = _answers(model, head, asked, source.renderer)
+        return Truth(
+            conversations=tuple(talks),
+            prompts=tuple(asked),
+            logits=tuple(logits_of(model, asked, head)),
+            answers=tuple(answers),
+            margins=tuple(_margins(model, ids, answer) for ids, answer in zip(asked, answers, strict=True)) if answers else (),
+            base_answers=tuple(bare),
+            from_trained=apart,
+        )
 
 
 def _asked(source: Source) -> tuple[list[list[dict[str, Any]]], list[list[int]]]:
@@ -105,56 +114,16 @@ def _margins(model: Any, ids: list[int], answer: list[int]) -> list[float]:
     return (best_A2[:, 0] - best_A2[:, 1]).tolist()
 
 
-# --- the same model as it will be handed over ---
-
-
-def _as_exported(tuned: Tuned, source: Source, merged: bool) -> bool:
-    """Change the model in memory into what the export will hold. Whether anything changed."""
-    if not tuned.has_adapter:
+def _beside(tuned: Tuned) -> bool:
+    """Let base and adapter stand as servers put them side by side: a base that is not NF4, and its updates as plain LoRAs. Whether that
+    is anything else than what was trained."""
+    if not tuned.base.quantized:
         return False
     modules: dict[str, Any] = tuned.tuning.adapter
-    if not merged and not tuned.base.quantized:
-        return False
     slots.lift(tuned.model, modules)
-    if tuned.base.quantized:
-        folder, head = tuned.base.folder, tuned.head
-        tuned.base.model = None  # two models at once might not fit
-        tuned.base = loading.load(folder, dtype=torch.float32, own_head=head is None)
-    if merged:
-        fold_in_memory(tuned.model, modules, source)
-    else:
-        slots.place(tuned.model, {path: module.as_lora() if hasattr(module, "as_lora") else module for path, module in modules.items()})
+    folder, head = tuned.base.folder, tuned.head
+    tuned.base.model = None  # two models at once might not fit
+    gc.collect()  # layers and what stood beside them name each other
+    tuned.base = loading.load(folder, dtype=torch.float32, own_head=head is None)
+    slots.place(tuned.model, {path: module.as_lora() if hasattr(module, "as_lora") else module for path, module in modules.items()})
     return True
-
-
-@torch.no_grad()
-def fold_in_memory(model: Any, modules: dict[str, Any], source: Source) -> None:
-    """Fold each module into its layer's own matrix, rounded to the dtype that the checkpoint keeps it in."""
-    stored = _dtypes(model, list(modules), source)
-    for path, module in modules.items():
-        if hasattr(module, "follows"):  # the other end of a tied model: the same matrix
-            continue
-        layer = model.get_submodule(path)
-        own: Tensor = layer.weight
-        own.copy_(merge.folded(own.detach().to(stored[path]), module, isinstance(layer, Conv1D)))
-        for name, vector in (module.vectors() if hasattr(module, "vectors") else {}).items():
-            layer.get_parameter(name).copy_(vector.to(stored[path]))
-
-
-def _dtypes(model: Any, paths: list[str], source: Source) -> dict[str, torch.dtype]:
-    """The checkpoint's dtype of each layer's matrix."""
-    from safetensors import safe_open
-
-    names = tensor_files(source.base)
-    found = {}
-    for path in paths:
-        key = name_in(names, path, model.base_model_prefix)
-        if key is None:
-            found[path] = torch.float32
-            continue
-        with safe_open(names[key], framework="pt") as content:
-            found[path] = _TORCH[content.get_slice(key).get_dtype()]
-    return found
-
-
-_TORCH = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
