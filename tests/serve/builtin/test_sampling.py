@@ -47,7 +47,8 @@ def expected(logits_V: torch.Tensor, **settings: Any) -> torch.Tensor:
         warpers.append(TopKLogitsWarper(settings["top_k"]))
     if settings.get("top_p", 1) < 1:
         warpers.append(TopPLogitsWarper(settings["top_p"]))
-    return LogitsProcessorList(warpers)(torch.zeros(1, 1, dtype=torch.long), logits_V[None]).softmax(-1)[0]
+    ids_BT: Any = torch.zeros(1, 1, dtype=torch.long)
+    return LogitsProcessorList(warpers)(ids_BT, logits_V[None]).softmax(-1)[0]
 
 
 SETTINGS: list[dict[str, Any]] = [

@@ -20,7 +20,7 @@ import torch
 from tunesmith.serve.ask import Constraint
 
 KEPT = 64  # compiled grammars of a tokenizer that stay: clients send the same schema again and again
-JSON_STYLE = {"whitespace_flexible": False, "item_separator": ", ?", "key_separator": ": ?"}  # both separators are expressions
+JSON_STYLE: Any = {"whitespace_flexible": False, "item_separator": ", ?", "key_separator": ": ?"}  # both separators are expressions
 MISSING = "this server cannot keep an answer to a schema or grammar: it needs llguidance; on its machine: pip install 'tunesmith[serve]'"
 _tables: "weakref.WeakKeyDictionary[Any, _Table]" = weakref.WeakKeyDictionary()
 _lock = threading.Lock()
@@ -44,7 +44,7 @@ class Matcher:
     @property
     def trouble(self) -> str:
         """Why the grammar cannot go on (too complex, a token that it does not allow); "" where it can."""
-        return f"the constraint cannot go on: {_first_line(self._walker.get_error())}" if self._walker.is_error() else ""
+        return f"the constraint cannot go on: {_reason(self._walker.get_error())}" if self._walker.is_error() else ""
 
     def mask(self, logits_V: torch.Tensor) -> None:
         """Words that may not come next become -inf, in place. Stop tokens stay where the grammar may end; ids beyond the tokenizer's
@@ -96,7 +96,7 @@ class _Table:
                 return first.deep_copy()
         first = llguidance.LLMatcher(self.words, grammar, log_level=0)  # up to a second, and others need not wait for it
         if first.is_error():
-            raise ValueError(_first_line(first.get_error()))
+            raise ValueError(_reason(first.get_error()))
         with self._lock:
             self._compiled[grammar] = first
             while len(self._compiled) > KEPT:
@@ -130,7 +130,7 @@ def _table(tokenizer: Any, stop_ids: Collection[int]) -> _Table:
 
 
 def _grammar(constraint: Constraint) -> str:
-    from llguidance import LLMatcher
+    from llguidance import LLMatcher, regex_to_lark
 
     value = constraint.value
     match constraint.kind:
@@ -141,7 +141,8 @@ def _grammar(constraint: Constraint) -> str:
         case "regex":
             if not isinstance(value, str):
                 raise ValueError("a regular expression is a text")
-            return LLMatcher.grammar_from_regex(_unanchored(value))
+            # \d is 0 to 9 here, as whoever writes an expression for an answer means it, not every script's digits
+            return LLMatcher.grammar_from_lark(f"start: /{regex_to_lark(_unanchored(value), use_ascii='d')}/")
         case "choice":
             if not isinstance(value, list | tuple) or not value or not all(isinstance(text, str) and text for text in value):
                 raise ValueError("a choice is a list of texts, none of them empty")
@@ -163,5 +164,8 @@ def _unanchored(expression: str) -> str:
     return expression
 
 
-def _first_line(text: str) -> str:
-    return text.strip().partition("\n")[0] or "no reason given"
+def _reason(text: str) -> str:
+    """llguidance's one sentence, without the state of its parser and drawings of the place."""
+    lines = [line.strip() for line in text.strip().splitlines()]
+    named = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    return (named or lines or ["no reason given"])[0][:300]
