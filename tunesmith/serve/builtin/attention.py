@@ -17,7 +17,7 @@ answers of a slab that have a next token, C capacity, L filled positions at most
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -128,7 +128,7 @@ def serving_attention(
         q_RKGE = q_THE.index_select(0, singles.tokens_R).unflatten(1, (k_TKE.shape[1], -1))
         extent, longest = q_RKGE.shape[0], singles.longest
         given = (q_RKGE, keys_RKCE[:extent, :, :longest], values_RKCE[:extent, :, :longest])
-        mask_R11L = serving.once((id(singles), sliding_window, q_THE.dtype), lambda: _mask(singles, sliding_window, q_THE))
+        mask_R11L = serving.once((id(singles), sliding_window), partial(_mask, singles, sliding_window, q_THE))
         out_RKGE = by_kernel(*given, mask_R11L, scale) if fused else by_definition(*given, mask_R11L, scale, softcap, s_aux)
         out_THE.index_copy_(0, singles.tokens_N, out_RKGE.flatten(1, 2).index_select(0, singles.rows_N))
     for stretch in serving.stretches:
@@ -139,7 +139,7 @@ def serving_attention(
         seen = slice(0 if sliding_window is None else max(0, past - sliding_window + 1), stretch.filled)
         parts = q_BHTE[0, :, at], keys_KCE[:, seen], values_KCE[:, seen]
         if fused:
-            mask_QS = serving.once((id(stretch), sliding_window, q_THE.dtype), lambda: _causal(stretch, seen, sliding_window, q_THE))
+            mask_QS = serving.once((id(stretch), sliding_window), partial(_causal, stretch, seen, sliding_window, q_THE))
             out_THE[at] = stretch_by_kernel(*parts, mask_QS, scale)
         else:
             out_THE[at] = chunked(*(part[None] for part in parts), scale, sliding_window, softcap, s_aux)[0].transpose(0, 1)

@@ -52,7 +52,8 @@ class Builtin:
         queue: int = 256,
         adapter_bytes: int | None = None,
     ):
-        """`base_name`: what the base is asked for by, its own name where it is empty; `cache_tokens`: of all answers and kept beginnings, a share of free memory where it is None; `queue`: answers that may wait.
+        """`base_name`: what the base is asked for by, its own name where it is empty; `cache_tokens`: of all answers and kept
+        beginnings, a share of free memory where it is None; `queue`: answers that may wait.
 
         Raises UserError for a model that this engine cannot compute.
         """
