@@ -77,25 +77,37 @@ def open_tuned(
 
     `refuse` is asked before any weight is read, with an adapter's shapes alone. Raises UserError with what is missing.
     """
-    folder = Path(name).expanduser()
+    found = find(name, model)
+    return _open(found, device, dtype, refuse, nf4)
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a word on the command line means, read off the disk alone."""
+
+    name: str  # the folder's own; a model's as it was given
+    base: str  # what `locate` opens: the base, or the whole model where there is no adapter
+    adapter: Path | None = None
+    folder: Path | None = None  # of the run
+    run: config.Run | None = None
+
+
+def find(given: str, model: str | None = None) -> Found:
+    """A run folder, an adapter folder (over `model`, or the base that it names), or else a model. Raises UserError."""
+    folder = Path(given).expanduser()
     if (folder / "run.yaml").is_file():
-        return _open_run(folder, device, dtype, refuse)
+        run, name = config.load(folder / "run.yaml").run, folder.resolve().name
+        if (folder / "model" / "config.json").is_file():
+            return Found(name, str(folder / "model"), None, folder, run)
+        if layout.is_adapter(folder / "adapter"):
+            return Found(name, model or run.model.source, folder / "adapter", folder, run)
+        raise UserError(f"{folder} holds a run without a result yet; finish it with `tunesmith resume {folder}`")
     if layout.is_adapter(folder):
         base = model or layout.base_of(folder)
         if not base:
             raise UserError(f"{folder / CONFIG} does not name its base model (base_model_name_or_path); give it with --model")
-        return _open(folder.resolve().name, base, folder, None, device, dtype, refuse)
-    return _open(name, name, None, None, device, dtype, refuse, nf4)
-
-
-def _open_run(folder: Path, device: str, dtype: str, refuse: Refuse | None) -> Tuned:
-    run = config.load(folder / "run.yaml").run
-    name = folder.resolve().name
-    if (folder / "model" / "config.json").is_file():
-        return _open(name, str(folder / "model"), None, run, device, dtype, refuse)
-    if layout.is_adapter(folder / "adapter"):
-        return _open(name, run.model.source, folder / "adapter", run, device, dtype, refuse)
-    raise UserError(f"{folder} holds a run without a result yet; finish it with `tunesmith resume {folder}`")
+        return Found(folder.resolve().name, base, folder)
+    return Found(given, given)
 
 
 def renderer_of(tokenizer: Any, folder: Path, model_config: Any, data: config.Data) -> Renderer:
@@ -104,16 +116,15 @@ def renderer_of(tokenizer: Any, folder: Path, model_config: Any, data: config.Da
     return Renderer(tokenizer, thinking=data.thinking, stop_ids=loading.stop_ids(folder, model_config), date=date)
 
 
-def _open(
-    name: str, source: str, adapter: Path | None, run: config.Run | None, device: str, dtype: str, refuse: Refuse | None, nf4: bool = False
-) -> Tuned:
-    file = layout.read(adapter) if adapter else None  # a broken adapter is said before the model is loaded
-    located = locate(source, headed=file is None)
+def _open(found: Found, device: str, dtype: str, refuse: Refuse | None, nf4: bool) -> Tuned:
+    run = found.run
+    file = layout.read(found.adapter) if found.adapter else None  # a broken adapter is said before the model is loaded
+    located = locate(found.base, headed=file is None)
     place = hardware.device(device if device != "auto" or run is None else _device(run.model.device))
     if dtype == "auto" and run is not None and run.model.dtype != "auto":
         dtype = run.model.dtype
     chosen: torch.dtype = loading.DTYPES[dtype] if dtype != "auto" else hardware.default_dtype(place)[0]
-    quantize = nf4 or (run is not None and run.model.quantize is not None and adapter is not None)
+    quantize = nf4 or (run is not None and run.model.quantize is not None and file is not None)
     double = run.model.double_quant if run else True
     skeleton = loading.skeleton(loading.load_config(located.folder))
     shapes = Tuning({}, {})
@@ -138,7 +149,7 @@ def _open(
     slots.place(base.model, tuning.adapter)
     said: Any = tuning.head
     fed = renderer if said is None else Labelled(renderer, said.task, said.labels, said.input)
-    return Tuned(name, base, located, fed, tuning, run)
+    return Tuned(found.name, base, located, fed, tuning, run)
 
 
 def _device(name: str) -> str:

@@ -11,105 +11,101 @@ from typing import Any
 
 from tunesmith import config
 from tunesmith.errors import UserError
-from tunesmith.methods.layouts import layout
 from tunesmith.methods.layouts.adapter_file import CONFIG, about, config_of
+from tunesmith.models import load as loading
+from tunesmith.models.source import Located
 from tunesmith.serve.catalog import Model
-from tunesmith.tuned import Tuned, renderer_of
-
-
-@dataclass(frozen=True, slots=True)
-class Offer:
-    """One adapter under a name. `said` is the folder as the user wrote it, `folder` the adapter's own."""
-
-    name: str
-    said: Path
-    folder: Path
-    base: str  # as its run or its config names it
-    run: config.Run | None = None
+from tunesmith.tuned import Found, find, renderer_of
 
 
 @dataclass(frozen=True, slots=True)
 class Offered:
-    """All that is to be served: what to open as the base, under which name (empty: its own), and the adapters."""
+    """All that is to be served: the base, the name it is to have (empty: its own), and the adapters by name."""
 
-    base: str
+    base: Found
     name: str
-    offers: tuple[Offer, ...]
+    adapters: dict[str, Found]
     nf4: bool  # every adapter's run was trained over NF4
 
 
 def read(words: Sequence[str], model: str | None = None) -> Offered:
     """Raises UserError with every folder that cannot be served, two bases, and names that stand twice."""
     problems: list[str] = []
-    offers: list[Offer] = []
-    bases: list[tuple[str, str]] = [(model, "")] if model else []  # (what to open, its name)
+    adapters: list[tuple[str, Found]] = []
+    bases: list[tuple[str, Found]] = [("", find(model))] if model else []
     for word in words:
-        name, path = _parted(word)
+        name, given = _parted(word)
         try:
-            if (found := offer(name, path)) is not None:
-                offers.append(found)
+            found = find(given, model)
+            if found.adapter is None:
+                _check_model(found)
+                bases.append((name or (found.name if found.run is not None else ""), found))
             else:
-                bases.append((str(path), name))
+                adapters.append((name or found.name, _check_adapter(found)))
         except UserError as error:
             problems += error.problems
     if len(bases) > 1:
-        problems.append(f"one server has one base: {' and '.join(source for source, _ in bases)} are two; start a second server (--port)")
-    named = list(dict.fromkeys(each.base for each in offers if each.base))
-    if not bases and not named and not problems:
-        problems.append("the adapters do not name their base model (base_model_name_or_path); give it with --model")
-    twice = [name for name, count in Counter(each.name for each in offers).items() if count > 1]
+        problems.append(f"one server has one base: {' and '.join(each.base for _, each in bases)} are two; start a second server (--port)")
+    twice = [name for name, count in Counter(name for name, _ in adapters).items() if count > 1]
     problems += [f"two models are to be called {name}; write NAME=DIR" for name in twice]
     if problems:
         raise UserError(*problems)
-    source, name = bases[0] if bases else (named[0], "")
-    nf4 = bool(offers) and all(each.run is not None and each.run.model.quantize is not None for each in offers)
-    return Offered(source, name, tuple(offers), nf4)
+    name, base = bases[0] if bases else ("", find(adapters[0][1].base))
+    nf4 = bool(adapters) and all(found.run is not None and found.run.model.quantize is not None for _, found in adapters)
+    return Offered(base, name, dict(adapters), nf4)
 
 
-def offer(name: str, path: Path) -> Offer | None:
-    """The adapter in a folder; None where the folder holds a model of its own. Raises UserError."""
-    run = config.load(path / "run.yaml").run if (path / "run.yaml").is_file() else None
-    folder = path / "adapter" if run is not None else path
-    name = name or path.resolve().name
-    if run is not None and (path / "model" / "config.json").is_file():
-        return None
-    if not layout.is_adapter(folder):
-        if run is not None:
-            raise UserError(f"{path} holds a run without a result yet; finish it with `tunesmith resume {path}`")
-        if path.is_dir() and not (path / "config.json").is_file():
-            raise UserError(f"{path}: neither a run folder, nor an adapter ({CONFIG}), nor a model (config.json)")
-        return None
+def _check_model(found: Found) -> None:
+    folder = Path(found.base).expanduser()
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise UserError(f"{folder}: neither a run folder, nor an adapter ({CONFIG}), nor a model (config.json)")
+    _check_writes(folder, found)
+
+
+def _check_adapter(found: Found) -> Found:
+    assert found.adapter is not None
+    _check_writes(found.adapter, found)
+    return found
+
+
+def _check_writes(folder: Path, found: Found) -> None:
     if "head" in about(folder):
-        raise UserError(f"{path} predicts labels with a head of its own and writes no text; ask it by `tunesmith chat {path}`")
-    return Offer(name, path, folder, run.model.source if run is not None else layout.base_of(folder), run)
+        said = found.folder or folder
+        raise UserError(f"{said} predicts labels with a head of its own and writes no text; ask it by `tunesmith chat {said}`")
 
 
-def base_model(opened: Tuned, name: str) -> Model:
-    """The base as the catalog has it, under its own id: a hub id, `builtin:NAME`, or its folder's name."""
-    located = opened.located
-    own = located.origin.partition("@")[0] if located.kind in ("hub", "builtin") else opened.name if opened.run else located.name
-    called = name or own
-    return Model(called, opened.renderer, None, called, facts={"method": opened.run.method.name} if opened.run else {})
+class Feeding:
+    """How the models of one base are fed: its tokenizer and template, and of each run what it said about both."""
+
+    def __init__(self, located: Located, tokenizer: Any, model_config: Any, name: str = "", run: config.Run | None = None):
+        self.located, self.tokenizer, self.config = located, tokenizer, model_config
+        own = located.origin.partition("@")[0] if located.kind in ("hub", "builtin") else located.name
+        facts = {"method": run.method.name} if run is not None else {}
+        self.base = Model(name or own, self._renderer(run), None, name or own, facts=facts)
+
+    def adapter(self, name: str, found: Found) -> Model:
+        """An adapter as the catalog has it, fed as it was trained."""
+        renderer = self.base.renderer if found.run is None else self._renderer(found.run)
+        return Model(name, renderer, found.adapter, self.base.name, facts=_facts(found))
+
+    def _renderer(self, run: config.Run | None) -> Any:
+        return renderer_of(self.tokenizer, self.located.folder, self.config, run.data if run is not None else config.Data())
 
 
-def adapter_model(opened: Tuned, base: Model, found: Offer) -> Model:
-    """An adapter as the catalog has it, fed as it was trained."""
-    renderer = opened.renderer
-    if found.run is not None:
-        renderer = renderer_of(opened.tokenizer, opened.located.folder, opened.model.config, found.run.data)
-    return Model(found.name, renderer, found.folder, base.name, facts=facts(found))
+def feeding(located: Located, name: str, run: config.Run | None) -> Feeding:
+    """The same without a model in memory, for engines that have it in theirs. Raises UserError."""
+    return Feeding(located, loading.load_tokenizer(located.folder), loading.load_config(located.folder), name, run)
 
 
-def facts(found: Offer) -> dict[str, Any]:
+def _facts(found: Found) -> dict[str, Any]:
     """What is told of an adapter beside its name."""
     if found.run is not None:
-        return {"method": found.run.method.name, "run": str(found.said)}
-    return {"method": str(config_of(found.folder).get("peft_type", "")).lower(), "adapter": str(found.said)}
+        return {"method": found.run.method.name, "run": str(found.folder)}
+    assert found.adapter is not None
+    return {"method": str(config_of(found.adapter).get("peft_type", "")).lower(), "adapter": str(found.adapter)}
 
 
-def _parted(word: str) -> tuple[str, Path]:
+def _parted(word: str) -> tuple[str, str]:
     """(name or "", folder) of [NAME=]DIR; a folder whose own name holds a sign of equality is one."""
     name, sign, path = word.partition("=")
-    if not sign or Path(word).expanduser().exists():
-        return "", Path(word).expanduser()
-    return name, Path(path).expanduser()
+    return (name, path) if sign and not Path(word).expanduser().exists() else ("", word)
