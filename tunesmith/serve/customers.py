@@ -13,6 +13,7 @@ A model that a customer may not use is answered as one that there is not (404, i
 under which names, is no customer's business.
 """
 
+import difflib
 import hashlib
 import hmac
 import math
@@ -294,7 +295,7 @@ def _strangers(values: dict[str, Any], lines: dict[str, int]) -> Iterator[tuple[
 def _customer(entry: Any, where: _Where, problems: list[str]) -> Customer | None:
     """None, and more `problems`, where an entry cannot be used."""
     if not isinstance(entry, dict):
-        problems.append(f"{where.of('')}: a customer is made of `key: value` lines, not {entry!r}")
+        problems.append(f"{where.of('')}: a customer is made of `key: value` lines")
         return None
     try:
         read = _Entry.model_validate(entry)
@@ -318,7 +319,9 @@ def _misfit(key: str, kind: str, where: _Where) -> str:
     if kind == "missing":
         return f"{where.of(key)}: a customer needs a {key}"
     if kind == "extra_forbidden":
-        return f"{where.of(key)}: {key}: no such setting; there are {', '.join(_TAKES)}"
+        close = difflib.get_close_matches(key, _TAKES, n=1)
+        meant = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(_TAKES)}"
+        return f"{where.of(key)}: {key}: no such setting; {meant}"
     return f"{where.of(key)}: {key} takes {_TAKES[key]}"
 
 

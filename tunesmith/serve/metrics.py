@@ -42,9 +42,10 @@ class Metrics:
         """`figures` is asked at each scrape: an engine's `figures`. `is_served` says which models may be a label. Raises UserError
         where prometheus-client is not installed."""
         try:
-            from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+            from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
         except ImportError:
             raise UserError("serving needs prometheus-client: pip install 'tunesmith[serve]'") from None
+        disable_created_metrics()  # when each series began: as many lines again, which nobody draws
         self._registry = CollectorRegistry()
         self._is_served, self._clock, self._lock = is_served, clock, threading.Lock()
         self._models: set[str] = set()

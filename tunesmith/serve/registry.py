@@ -130,7 +130,7 @@ class Registry:
         """Let the name mean a version from now on, or several, each for a share of the requests; shares add up to 1. Raises LookupError
         for versions that there are not, ValueError for shares that are no shares, and for a folder that is gone or has changed."""
         shares = {to: 1.0} if isinstance(to, int) else {int(version): float(share) for version, share in to.items()}
-        if not shares or min(shares.values()) <= 0 or abs(sum(shares.values()) - 1) > 1e-6:
+        if not (all(share > 0 for share in shares.values()) and abs(sum(shares.values()) - 1) <= 1e-6):  # NaN is neither
             raise ValueError("shares are above 0 and add up to 1")
         for version in sorted(shares):
             if why := self.trouble(self.resolve(f"{name}@{version}")):
@@ -140,14 +140,16 @@ class Registry:
             _point(db, name, shares, note, None if current is None else current[0])
         return self.history(name)[-1]
 
+    def before(self, name: str) -> Pointing:
+        """What `roll_back` would go to. Raises LookupError where there is nothing before."""
+        with self._reading() as db:
+            return _before(db, name)[0]
+
     def roll_back(self, name: str, note: str = "") -> Pointing:
         """What the name meant before; a second time, what it meant before that. Raises LookupError where there is nothing before."""
         with self._writing() as db:
-            current = _current(db, name)
-            before = current and db.execute("SELECT shares, before FROM pointings WHERE id = ?", (current[2],)).fetchone()
-            if not before:
-                raise LookupError(f"{name} never meant anything else" if current else f"{name} is not in the registry")
-            _point(db, name, _shares(before[0]), note or "rolled back", before[1])
+            to, before = _before(db, name)
+            _point(db, name, to.shares, note or "rolled back", before)
         return self.history(name)[-1]
 
     def resolve(self, spelled: str, key: str = "") -> Version:
@@ -210,6 +212,17 @@ def _read(row: tuple[Any, ...]) -> Version:
 def _current(db: sqlite3.Connection, name: str) -> Any:
     """(id, shares, the id of the one before) of what a name means, or None."""
     return db.execute("SELECT id, shares, before FROM pointings WHERE name = ? ORDER BY id DESC LIMIT 1", (name,)).fetchone()
+
+
+def _before(db: sqlite3.Connection, name: str) -> tuple[Pointing, int | None]:
+    """What a name meant before, and the id of what it meant before that."""
+    current = _current(db, name)
+    if current is None:
+        raise LookupError(f"{name} is not in the registry")
+    row = db.execute("SELECT time, shares, note, before FROM pointings WHERE id = ?", (current[2],)).fetchone()
+    if row is None:
+        raise LookupError(f"{name} never meant anything else")
+    return Pointing(row[0], _shares(row[1]), row[2]), row[3]
 
 
 def _point(db: sqlite3.Connection, name: str, shares: Mapping[int, float], note: str, before: int | None) -> None:
