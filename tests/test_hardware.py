@@ -222,3 +222,8 @@ def test_the_machine_is_described_without_names_of_its_own() -> None:
     assert described["torch"] == torch.__version__ and described["physical_cores"] == hardware.physical_cores()
     text = json.dumps(described)
     assert socket.gethostname() not in text and str(Path.home()) not in text
+
+
+def test_sizes_are_read_as_people_write_them() -> None:
+    assert hardware.bytes_of("8GB") == 8 * 10**9 and hardware.bytes_of("1.5 GiB") == 3 << 29 and hardware.bytes_of("512MB") == 512 * 10**6
+    assert hardware.bytes_of("80%") is None and hardware.bytes_of("8") is None

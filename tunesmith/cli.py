@@ -24,6 +24,8 @@ VERBS = {
     "evaluate": "scores of a run, an adapter or a base model on data",
     "chat": "talk to a run, an adapter or a base model",
     "merge": "fold an adapter into its base model's own weights",
+    "export": "files for peft, transformers, llama.cpp, Ollama, vLLM or TGI, opened by the program that will serve them",
+    "serve": "answer the OpenAI API: one base, many adapters, chosen by name",
     "import-config": "a file of LLaMA-Factory, Axolotl or ms-swift as a run file, with what could not be carried over",
     "doctor": "what this machine has, what is missing, and the cure",
 }

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 import threading
 import time
 from collections.abc import Iterable
@@ -95,6 +96,15 @@ def total_memory(device: torch.device) -> int:
         return torch.cuda.mem_get_info(device)[1]
     limits = [limit for limit, _ in _memory_limits()]
     return min([psutil.virtual_memory().total, *limits])
+
+
+_UNITS = {"MB": 1e6, "GB": 1e9, "MiB": 2**20, "GiB": 2**30}
+
+
+def bytes_of(text: str) -> int | None:
+    """Bytes of a size such as 8GB or 512 MiB; None for another text."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([MG]i?B)", text)
+    return None if found is None else int(float(found[1]) * _UNITS[found[2]])
 
 
 def free_memory(device: torch.device) -> int:

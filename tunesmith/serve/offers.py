@@ -11,9 +11,10 @@ from typing import Any
 
 from tunesmith import config
 from tunesmith.errors import UserError
-from tunesmith.methods.layouts.adapter_file import CONFIG, about, config_of
+from tunesmith.methods.layouts import layout
+from tunesmith.methods.layouts.adapter_file import CONFIG, about, check_base, config_of
 from tunesmith.models import load as loading
-from tunesmith.models.source import Located
+from tunesmith.models.source import Located, locate
 from tunesmith.serve.catalog import Model
 from tunesmith.tuned import Found, find, renderer_of
 
@@ -53,6 +54,30 @@ def read(words: Sequence[str], model: str | None = None) -> Offered:
     name, base = bases[0] if bases else ("", find(adapters[0][1].base))
     nf4 = bool(adapters) and all(found.run is not None and found.run.model.quantize is not None for _, found in adapters)
     return Offered(base, name, dict(adapters), nf4)
+
+
+def check(offered: Offered) -> None:
+    """Raises UserError for every adapter that does not fit the base: by shapes and fingerprints, before any weight of it is read."""
+    folder, problems = locate(offered.base.base).folder, []
+    skeleton = loading.skeleton(loading.load_config(folder))
+    for found in offered.adapters.values():
+        assert found.adapter is not None
+        try:
+            file = layout.read(found.adapter)
+            layout.fit(file, skeleton, device="meta")
+            check_base(file, folder)
+        except UserError as error:
+            problems += error.problems
+    if problems:
+        raise UserError(*problems)
+
+
+def found(folder: Path) -> Found:
+    """The adapter in a folder that is to be served from now on. Raises UserError."""
+    adapter = find(str(folder))
+    if adapter.adapter is None:
+        raise UserError(f"{folder} is a model by itself, and one server has one base; start a second server")
+    return _check_adapter(adapter)
 
 
 def _check_model(found: Found) -> None:

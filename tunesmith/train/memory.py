@@ -1,7 +1,6 @@
 """The least recompute that fits the memory there is, and shorter rows where even the most does not."""
 
 import os
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +21,6 @@ from tunesmith.train import folder
 SHARE = 0.9  # of the memory that is free: what the allocator cannot use, what others take meanwhile
 SHORTEST = 256  # tokens of a row, below which products get slow
 LATER = 64 << 20  # bytes that Python and its libraries take on the way to the first step
-_UNITS = {"MB": 1e6, "GB": 1e9, "MiB": 2**20, "GiB": 2**30}
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +45,8 @@ def budget_bytes(text: str, device: torch.device) -> tuple[int, str]:
     if text.endswith("%"):
         total = hardware.total_memory(device)
         return int(float(text[:-1]) / 100 * total), f"{text} of {gigabytes(total)} GB"
-    if (found := re.fullmatch(r"(\d+(?:\.\d+)?)\s*([MG]i?B)", text)) is not None:
-        return int(float(found[1]) * _UNITS[found[2]]), f"train.memory_budget {text}"
+    if (size := hardware.bytes_of(text)) is not None:
+        return size, f"train.memory_budget {text}"
     own = program_bytes(device)
     return int((hardware.free_memory(device) + own) * SHARE), "of what is free now"
 
