@@ -29,7 +29,8 @@ from tunesmith.errors import UserError
 from tunesmith.methods.tuning import Tuning
 from tunesmith.models import slots
 from tunesmith.models.nf4 import is_linear
-from tunesmith.serve.builtin.stack import MOST_ROWS, Factors, Group, Share, Stacks, dtype_of, factors_of
+from tunesmith.serve.builtin.low_rank import Factors, Group, Share, dtype_of, factors_of
+from tunesmith.serve.builtin.stack import MOST_ROWS, Stacks
 
 Span = tuple[int, int, str]  # (first token, behind the last one, adapter; "" is the base)
 _KEPT_ROWS = 4  # descriptions of rows: a step's tokens and those that go to the head, this step's and the last one's
@@ -118,7 +119,7 @@ class Place:
         if stands and all(hasattr(stand.module, "instead") for _, _, stand in stands) and _length(stands) == row.tokens:
             own_parts = [self._instead(layer, stand, start, end, row, inputs, named) for start, end, stand in stands]
             return _joined(own_parts, _axis(x, row.tokens))
-        if self.group is not None and not self.group.work(row.share).idle:
+        if self.group is not None and not self.group.work(row.share).is_idle:
             output: Any = self.group.output(self.number, x, row.share)
         elif self.vocabulary is not None:
             output = slots.own_forward(layer, x.clamp(max=self.vocabulary - 1))
