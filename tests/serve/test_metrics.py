@@ -22,9 +22,9 @@ class Clock:
 def value(text: str, name: str, **labels: str) -> float | None:
     """Of one series."""
     for line in text.splitlines():
-        if found := re.fullmatch(rf"{name}(?:\{{(.*)\}})? (\S+)", line):
-            if dict(re.findall(r'(\w+)="([^"]*)"', found[1] or "")) == labels:
-                return float(found[2])
+        found = re.fullmatch(rf"{name}(?:\{{(.*)\}})? (\S+)", line)
+        if found and dict(re.findall(r'(\w+)="([^"]*)"', found[1] or "")) == labels:
+            return float(found[2])
     return None
 
 

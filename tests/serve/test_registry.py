@@ -185,3 +185,12 @@ def test_several_processes_write_one_file(tmp_path: Path) -> None:
     registry = Registry(path)
     assert [each.version for each in registry.versions("s")] == list(range(1, count * processes + 1))
     assert len(registry.history("s")) == count * processes + 1
+
+
+def test_what_a_server_loads_at_its_start(registry: Registry, tmp_path: Path) -> None:
+    for number in (1, 2, 3):
+        registry.register("support", run_folder(tmp_path / str(number), number))
+    registry.register("legal", tmp_path / "2")
+    registry.point("support", {1: 0.2, 3: 0.8})
+    found = {name: version.spelled for name, version in registry.pointed().items()}
+    assert found == {"legal": "legal@1", "support": "support@3", "support@1": "support@1", "support@3": "support@3"}

@@ -5,6 +5,7 @@ The base stands under its own id. What is not in the catalog is not answered: ne
 
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,11 +31,24 @@ class Catalog:
     def __init__(self, base: Model):
         self.base = base
         self._models: dict[str, Model] = {base.name: base}
+        self._splits: dict[str, Callable[[str], str]] = {}
         self._lock = threading.Lock()
 
-    def find(self, name: str) -> Model | None:
+    def find(self, name: str, key: str = "") -> Model | None:
+        """The model of a name; of one that is split, that of a key's share (the user whom a request names)."""
         with self._lock:
+            if key_to_name := self._splits.get(name):
+                return self._models.get(key_to_name(key)) or self._models.get(name)
             return self._models.get(name)
+
+    def split(self, name: str, key_to_name: Callable[[str], str] | None) -> None:
+        """Let other names answer for this one, each for some keys; None: itself again. Raises LookupError for an unknown name."""
+        with self._lock:
+            if name not in self._models:
+                raise LookupError(name)
+            self._splits.pop(name, None)
+            if key_to_name is not None:
+                self._splits[name] = key_to_name
 
     def every(self) -> list[Model]:
         with self._lock:
@@ -54,3 +68,4 @@ class Catalog:
                 raise ValueError(f"{name} is the base and stays")
             if self._models.pop(name, None) is None:
                 raise LookupError(name)
+            self._splits.pop(name, None)

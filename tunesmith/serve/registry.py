@@ -130,8 +130,7 @@ class Registry:
         """Let the name mean a version from now on, or several, each for a share of the requests; shares add up to 1. Raises LookupError
         for versions that there are not, ValueError for shares that are no shares, and for a folder that is gone or has changed."""
         shares = {to: 1.0} if isinstance(to, int) else {int(version): float(share) for version, share in to.items()}
-        if not (all(share > 0 for share in shares.values()) and abs(sum(shares.values()) - 1) <= 1e-6):  # NaN is neither
-            raise ValueError("shares are above 0 and add up to 1")
+        check_shares(shares)
         for version in sorted(shares):
             if why := self.trouble(self.resolve(f"{name}@{version}")):
                 raise ValueError(why)
@@ -164,7 +163,20 @@ class Registry:
             current = _current(db, spelled)
             if current is None:
                 raise LookupError(f"{spelled} is not in the registry")
-            return _version(db, spelled, _chosen(spelled, _shares(current[1]), key))
+            return _version(db, spelled, chosen(spelled, _shares(current[1]), key))
+
+    def pointed(self) -> dict[str, Version]:
+        """{spelled as it is asked for: version} of all that the names mean: `support`, and of a name with shares each `support@3` too."""
+        found: dict[str, Version] = {}
+        for name in self.names():
+            history = self.history(name)
+            shares = history[-1].shares if history else {}
+            most = max(shares, key=lambda version: shares[version], default=None)
+            if most is not None:
+                found[name] = self.resolve(f"{name}@{most}")
+            if len(shares) > 1:
+                found |= {f"{name}@{version}": self.resolve(f"{name}@{version}") for version in shares}
+        return found
 
     def trouble(self, version: Version) -> str:
         """Why a version cannot be served any more; "" where it can. Reads its weights."""
@@ -192,6 +204,22 @@ class Registry:
                 db.execute("ROLLBACK")
                 raise
             db.execute("COMMIT")
+
+
+def check_shares(shares: Mapping[int, float]) -> None:
+    """Raises ValueError for what are no shares of requests."""
+    if not (all(share > 0 for share in shares.values()) and abs(sum(shares.values()) - 1) <= 1e-6):  # NaN is neither
+        raise ValueError("shares are above 0 and add up to 1")
+
+
+def chosen(name: str, shares: Mapping[int, float], key: str = "") -> int:
+    """The version for a key: by a hash, so that when shares move, only the users in between change theirs. No key: by chance."""
+    place = int.from_bytes(hashlib.sha256(f"{name}\0{key}".encode()).digest()[:8], "big") / 2**64 if key else random.random()
+    for version in sorted(shares):
+        place -= shares[version]
+        if place < 0:
+            return version
+    return max(shares)  # shares add up to 1 but for rounding
 
 
 _COLUMNS = "name, version, folder, registered, weights_sha256, facts"
@@ -232,16 +260,6 @@ def _point(db: sqlite3.Connection, name: str, shares: Mapping[int, float], note:
 
 def _shares(text: str) -> dict[int, float]:
     return {int(version): share for version, share in json.loads(text).items()}
-
-
-def _chosen(name: str, shares: Mapping[int, float], key: str) -> int:
-    """By a hash, so that when shares move, only the users in between change their version."""
-    place = int.from_bytes(hashlib.sha256(f"{name}\0{key}".encode()).digest()[:8], "big") / 2**64 if key else random.random()
-    for version in sorted(shares):
-        place -= shares[version]
-        if place < 0:
-            return version
-    return max(shares)  # shares add up to 1 but for rounding
 
 
 def _result(folder: Path) -> Path:

@@ -215,3 +215,30 @@ def test_the_registry_decides_what_a_name_answers_with(tmp_path: Path) -> None:
     ]:
         error_of(server.post(path, body), status)
     error_of(server.client.get("/v1/registry/nobody"), 404)
+
+
+def test_shares_of_users_go_to_each_version(tmp_path: Path) -> None:
+    registry = Registry(tmp_path / "registry.sqlite")
+    server = Server(tmp_path, registry=registry)
+    for seed, name in enumerate("ab"):
+        registry.register("support", adapter(server.allowed / name, seed))
+    answer = server.post("/v1/registry/support/point", {"shares": {"1": 0.7, "2": 0.3}})
+    assert answer.json() == {"name": "support", "shares": {"1": 0.7, "2": 0.3}}
+    assert server.names() == [BASE, "support@1", "support@2", "support"]
+    users = [f"u{number}" for number in range(200)]
+    found = [server.catalog.find("support", user) for user in users]
+    names = [model.name for model in found if model is not None]
+    assert names == [f"support@{registry.resolve('support', user).version}" for user in users]
+    assert 30 <= names.count("support@2") <= 90
+    server.post("/v1/registry/support/point", {"version": 2})
+    alone = server.catalog.find("support", "u1")
+    assert alone is not None and alone.name == "support" and alone.folder == server.allowed / "b"
+
+
+def test_what_cannot_be_served_is_not_pointed_to(tmp_path: Path) -> None:
+    registry = Registry(tmp_path / "registry.sqlite")
+    server = Server(tmp_path, registry=registry)
+    registry.register("support", adapter(server.allowed / "a"))
+    registry.register("support", adapter(server.allowed / "broken", 1))
+    assert "another base model" in error_of(server.post("/v1/registry/support/point", {"version": 2}), 400)
+    assert registry.resolve("support").version == 1

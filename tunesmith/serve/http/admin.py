@@ -31,7 +31,7 @@ from tunesmith.serve.ask import Engine
 from tunesmith.serve.catalog import Catalog, Model
 from tunesmith.serve.customers import Customers
 from tunesmith.serve.http.errors import Endpoint, Problem, bad, guarded
-from tunesmith.serve.registry import Registry, Version
+from tunesmith.serve.registry import Registry, Version, check_shares, chosen
 
 LONGEST = 65536  # bytes of a request
 NAME = re.compile(r"[A-Za-z0-9][\w.@:/-]{0,127}")
@@ -188,22 +188,31 @@ def _point(desk: Desk, parts: dict[str, str], body: dict[str, Any]) -> Any:
         to = _number(body["version"], "version")
     elif not isinstance(to, dict) or not all(str(key).isdecimal() and isinstance(share, int | float) for key, share in to.items()):
         raise ValueError('shares: {"version": share, ...}, as {"3": 0.9, "4": 0.1}')
-    registry.point(name, to, note)
-    return _follow(desk, name)
+    shares: dict[int, float] = {to: 1.0} if isinstance(to, int) else {int(version): float(share) for version, share in to.items()}
+    _answer_with(desk, name, shares)  # first: what cannot be served is not pointed to
+    return {"name": name, "shares": registry.point(name, shares, note).shares}
 
 
 def _roll_back(desk: Desk, parts: dict[str, str], body: dict[str, Any]) -> Any:
-    _registry(desk).roll_back(parts["name"], str(body.get("note", "")))
-    return _follow(desk, parts["name"])
+    registry, name = _registry(desk), parts["name"]
+    _answer_with(desk, name, registry.before(name).shares)
+    return {"name": name, "shares": registry.roll_back(name, str(body.get("note", ""))).shares}
 
 
-def _follow(desk: Desk, name: str) -> Any:
-    """Answer under a name with what the registry says that it means."""
+def _answer_with(desk: Desk, name: str, shares: dict[int, float]) -> None:
+    """Let one version answer under a name, or several, each for its share of the users, who can be asked for as NAME@3, too."""
+    check_shares(shares)
     registry = _registry(desk)
-    shares = registry.history(name)[-1].shares
-    if len(shares) == 1:
-        _serve_version(desk, name, registry.resolve(name))
-    return {"name": name, "shares": shares}
+    versions = [registry.resolve(f"{name}@{version}") for version in shares]
+    if len(versions) == 1:
+        _serve_version(desk, name, versions[0])
+        desk.catalog.split(name, None)
+        return
+    for version in versions:
+        _serve_version(desk, version.spelled, version)
+    if desk.catalog.find(name) is None:
+        _serve_version(desk, name, max(versions, key=lambda version: shares[version.version]))
+    desk.catalog.split(name, lambda key: f"{name}@{chosen(name, shares, key)}")
 
 
 def _serve_version(desk: Desk, name: str, version: Version) -> Model:
