@@ -21,7 +21,9 @@ def check(folder: Path) -> None:
     """Raises UserError for a model whose layers bitsandbytes does not keep as its own checkpoint names them."""
     bones = loading.skeleton(loading.load_config(folder))
     if slots.experts(bones):
-        raise UserError(f"--quantize nf4: the expert stacks of this {bones.config.model_type} would stay as they are; export it unquantised")
+        raise UserError(
+            f"--quantize nf4: the expert stacks of this {bones.config.model_type} would stay as they are; export it unquantised"
+        )
     if any(place.transposed for place in slots.linears(bones)):
         raise UserError(f"--quantize nf4: {bones.config.model_type} keeps its matrices transposed, which is not written here")
     if not _places(bones):
