@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from tunesmith.errors import UserError
-from tunesmith.serve.customers import ANYONE, OPERATOR, Customers, Refused, no_such_model
+from tunesmith.serve.customers import Customers, Refused, no_such_model
+from tunesmith.serve.customers_file import ANYONE, OPERATOR
 
 
 class Clock:
@@ -196,61 +197,3 @@ def test_a_changed_file_is_read_again_and_a_broken_one_changes_nothing(limited: 
     with pytest.raises(UserError, match="has no key"):
         customers.reload()
     assert customers.identify("Bearer second-key").name == "acme"
-
-
-def test_every_misfit_is_said_at_once_with_its_line_and_without_its_value(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("NOT_SET", raising=False)
-    path = write(
-        tmp_path,
-        """\
-costumers: []
-customers:
-  - name: a
-    key: secret-1
-    requests_per_minut: 3
-    concurrent: 0
-  - key: secret-2
-    models: secret-3
-  - name: b
-    key_env: NOT_SET
-    key_sha256: secret-4
-  - name: c
-    key: secret-5
-  - name: c
-    key: secret-5
-  - name: d
-  - secret-6
-  - name: "e f"
-    key: 12345
-""",
-    )
-    with pytest.raises(UserError) as caught:
-        Customers(path)
-    said = "\n".join(caught.value.problems)
-    assert "secret" not in said and "12345" not in said
-    for line, words in [
-        (1, "costumers: no such setting"),
-        (5, "requests_per_minut: no such setting; did you mean 'requests_per_minute'?"),
-        (6, "concurrent takes a whole number from 1"),
-        (7, "a customer needs a name"),
-        (8, "models takes a list of names or globs"),
-        (10, "the environment variable NOT_SET is not set"),
-        (11, "not a SHA-256"),
-        (14, f"the name c is taken by the customer in {path}:12"),
-        (14, f"this key is taken by the customer in {path}:12"),
-        (16, "d has no key"),
-        (18, "name takes a text of letters"),
-        (19, "key takes a text"),
-    ]:
-        assert any(problem.startswith(f"{path}:{line}: ") and words in problem for problem in caught.value.problems), (line, words, said)
-    assert any("a customer is made of `key: value` lines" in problem for problem in caught.value.problems)
-
-
-def test_files_that_hold_no_customers(tmp_path: Path) -> None:
-    for text in ("", "customers:\n", "customers: []\n", "customers: {a: b}\n", "- a\n"):
-        with pytest.raises(UserError):
-            Customers(write(tmp_path, text))
-    with pytest.raises(UserError, match="no such file"):
-        Customers(tmp_path / "none.yaml")
-    with pytest.raises(UserError, match="which may do everything"):
-        Customers(write(tmp_path, "customers:\n  - {name: a, key: k}\n"), api_keys=["k"])

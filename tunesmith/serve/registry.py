@@ -21,12 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.errors import UserError
-from tunesmith.run_yaml import read_yaml
+from tunesmith.serve.provenance import facts_of, hashes, result
 
 MARK = 0x54534D52  # SQLite's application_id: tells a registry from other SQLite files
 LAYOUT = 1  # SQLite's user_version
 NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,63}")
-DATA = ("rows", "documents", "tokens", "learned_tokens", "template_sha256", "mask_sha256", "stream_sha256")  # what is kept of data.json
 _TABLES = """
 CREATE TABLE versions (
   name TEXT NOT NULL, version INTEGER NOT NULL, content TEXT NOT NULL, folder TEXT NOT NULL, registered REAL NOT NULL,
@@ -95,8 +94,8 @@ class Registry:
         if not NAME.fullmatch(name):
             raise UserError(f"{name!r}: a name in the registry has letters, digits, . _ - (at most 64) and begins with a letter or digit")
         folder = folder.expanduser().resolve()
-        weights, content = _hashes(_result(folder))
-        facts = json.dumps(_facts(folder), ensure_ascii=False)
+        weights, content = hashes(result(folder))
+        facts = json.dumps(facts_of(folder), ensure_ascii=False)
         with self._writing() as db:
             known = db.execute("SELECT version FROM versions WHERE name = ? AND content = ?", (name, content)).fetchone()
             if known:
@@ -181,7 +180,7 @@ class Registry:
     def trouble(self, version: Version) -> str:
         """Why a version cannot be served any more; "" where it can. Reads its weights."""
         try:
-            weights, _ = _hashes(_result(version.folder))
+            weights, _ = hashes(result(version.folder))
         except UserError:
             return f"{version.spelled}: {version.folder} is gone or holds no result any more; register another folder with these weights"
         if weights != version.weights_sha256:
@@ -260,53 +259,3 @@ def _point(db: sqlite3.Connection, name: str, shares: Mapping[int, float], note:
 
 def _shares(text: str) -> dict[int, float]:
     return {int(version): share for version, share in json.loads(text).items()}
-
-
-def _result(folder: Path) -> Path:
-    """Where a run's or an adapter folder's weights lie. Raises UserError."""
-    for inner in (folder / "model", folder / "adapter", folder):
-        if any((inner / name).is_file() for name in ("adapter_config.json", "config.json")) and any(inner.glob("*.safetensors")):
-            return inner
-    raise UserError(f"{folder}: neither a run with a result nor an adapter folder (its weights as safetensors are missing)")
-
-
-def _hashes(folder: Path) -> tuple[str, str]:
-    """(of the weights, of the weights and the settings that say how they act)."""
-    weights = hashlib.sha256()
-    for path in sorted(folder.glob("*.safetensors")):
-        with path.open("rb") as file:
-            weights.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
-    content = weights.copy()
-    for name in ("adapter_config.json", "config.json"):
-        if (folder / name).is_file():
-            content.update((folder / name).read_bytes())
-    return weights.hexdigest(), content.hexdigest()
-
-
-def _facts(folder: Path) -> dict[str, Any]:
-    """What the folder tells of its making; what is not there is left out."""
-    facts: dict[str, Any] = {}
-    if (folder / "run.yaml").is_file():
-        run, _ = read_yaml(folder / "run.yaml")
-        facts["run"] = run
-        method = run.get("method")
-        facts["method"] = method.get("name") if isinstance(method, dict) else method
-    elif config := _json(_result(folder) / "adapter_config.json"):
-        facts["method"] = str(config.get("peft_type", "")).lower()
-    if scores := _json(folder / "scores.json"):
-        facts["scores"] = scores
-    if data := _json(folder / "data.json"):
-        facts["data"] = {key: data[key] for key in DATA if key in data}
-    about, plan = _json(_result(folder) / "tunesmith.json"), _json(folder / "plan.json")
-    if base := about.get("base") or plan.get("base"):
-        facts["base"] = base
-    return facts
-
-
-def _json(path: Path) -> dict[str, Any]:
-    """{} for a file that is missing or is no object: what is told beside the weights keeps nobody from registering them."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
