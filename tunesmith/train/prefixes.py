@@ -145,7 +145,7 @@ def _disproved(plan: Plan | Stream, forward: Forward, parameters: Mapping[str, T
     if len(documents) < 2:
         return ""
     watched = [parameters[name] for name in names]
-    plain = _learned(forward, watched, [make_row(documents, [i], virtual) for i in members])
+    plain = _learned(forward, watched, [make_row(documents, members, virtual)])  # packing has been proved: one row of both is as good
     if not torch.isfinite(plain[0]):
         return ""  # what the run itself will say
     ways = {"in a row": documents.tokens + len(virtual) * len(documents), "ahead of its rows": TAIL}
