@@ -1,5 +1,6 @@
 """Every method's adapters served beside each other: each answer is what its own adapter gives alone, in its places in the model."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,10 +10,12 @@ import torch.nn.functional as F
 from tests.serve.builtin.engines import Client, agree, engine_of
 from tests.tiny_models import some_ids, tiny
 from tunesmith.methods import method
+from tunesmith.methods.layouts import layout
 from tunesmith.methods.settings import SETTINGS
 from tunesmith.methods.tuning import Start, Tuning
-from tunesmith.models import front, slots
-from tunesmith.models.load import attention
+from tunesmith.models import front, load, slots
+from tunesmith.models.load import Base, attention
+from tunesmith.models.source import Located
 from tunesmith.serve.builtin.engine import Builtin
 
 METHODS: dict[str, dict[str, Any]] = {
@@ -51,6 +54,10 @@ def alone(family: str, name: str, ids: list[int], count: int) -> tuple[list[int]
     model = tiny(family)
     if name != "base":
         slots.place(model, ready(model, name).adapter)
+    return likeliest(model, ids, count)
+
+
+def likeliest(model: Any, ids: list[int], count: int) -> tuple[list[int], torch.Tensor]:
     ids, found = list(ids), []
     with torch.no_grad(), attention(model, "eager"):
         for _ in range(count):
@@ -61,9 +68,9 @@ def alone(family: str, name: str, ids: list[int], count: int) -> tuple[list[int]
 
 def with_adapters(engine: Builtin, names: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Adapters without folders."""
-    for name in names:
-        engine.mixed.add(name, ready(engine.base.model, name))
+    added = {name: engine.mixed.add(name, ready(engine.base.model, name)) for name in names}
     monkeypatch.setattr(engine, "_held", lambda name: ("" if name == "base" else name, lambda: None))
+    monkeypatch.setattr(engine.adapters, "in_front", lambda name: added[name].first_position + added[name].virtual_tokens)
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2", "mixtral"])
@@ -94,3 +101,35 @@ def test_what_stands_in_front_takes_room(monkeypatch: pytest.MonkeyPatch) -> Non
         assert (engine.context("base"), engine.context("prefix"), engine.context("prompt")) == (256, 247, 253)
         tokens, end = Client(engine, some_ids(240, 1).tolist(), 50, model="prefix").rest()
         assert (len(tokens), end.reason) == (7, "length")
+
+
+def test_adapters_come_from_folders_and_are_exchanged_under_load(tiny_llama: Path, tmp_path: Path) -> None:
+    """Answers end with what they began with; who asks later gets what stands under the name by then."""
+
+    def loaded() -> Base:
+        return load.load(tiny_llama, dtype=torch.float32)
+
+    for name in ("lora", "prompt"):
+        base = loaded()
+        layout.write(tmp_path / name, base.model, ready(base.model, name), str(tiny_llama))
+    truths: dict[str, tuple[list[int], torch.Tensor]] = {}
+    for name in ("lora", "prompt"):
+        model = loaded().model
+        slots.place(model, layout.fit(layout.read(tmp_path / name), model).adapter)
+        truths[name] = likeliest(model, [40, 41, 42], 60)
+    engine = Builtin(loaded(), Located(tiny_llama, "base", "folder", ""), cache_tokens=4096)
+    try:
+        engine.load("customer", tmp_path / "lora")
+        first = Client(engine, [40, 41, 42], 60, model="customer")
+        head = first.token()
+        engine.load("customer", tmp_path / "prompt")
+        second = Client(engine, [40, 41, 42], 60, model="customer")
+        agree([head, *first.rest()[0]], truths["lora"])
+        agree(second.rest()[0], truths["prompt"])
+        engine.unload("customer")
+        with pytest.raises(LookupError):
+            Client(engine, [40], model="customer")
+        agree(Client(engine, [40, 41, 42], 5).rest()[0], likeliest(loaded().model, [40, 41, 42], 5))
+        assert engine.figures()["adapters"] == 0
+    finally:
+        engine.close(0.0)

@@ -51,9 +51,11 @@ class Builtin:
         step_tokens: int | None = None,
         queue: int = 256,
         adapter_bytes: int | None = None,
+        tell: Callable[[str], None] = lambda sentence: None,
     ):
         """`base_name`: what the base is asked for by, its own name where it is empty; `cache_tokens`: of all answers and kept
-        beginnings, a share of free memory where it is None; `queue`: answers that may wait.
+        beginnings, a share of free memory where it is None; `queue`: answers that may wait; `adapter_bytes`: of adapters that nobody
+        uses just now, an eighth of free memory where it is None; `tell` is given what a user should know of an adapter.
 
         Raises UserError for a model that this engine cannot compute.
         """
@@ -64,7 +66,7 @@ class Builtin:
         # each step would otherwise dequantise the whole model again
         nf4.keep_dense(base.model, hardware.free_memory(device) // 4)
         free = hardware.free_memory(device)
-        self.adapters = Adapters(base, located, self.mixed, adapter_bytes if adapter_bytes is not None else free // 8)
+        self.adapters = Adapters(base, located, self.mixed, free // 8 if adapter_bytes is None else adapter_bytes, tell)
         longest = positions(base.model)
         if cache_tokens is None:
             cache_tokens = int(free * SHARE.get(device.type, 0.25)) // bytes_per_token(self._forward.layers, base.dtype)
@@ -97,9 +99,13 @@ class Builtin:
         matcher = None if ask.constraint is None else matcher_of(ask.constraint, self.base.tokenizer, ask.stop_ids)
         choice = Choice(ask, self._forward.words, matcher)
         adapter, leave = self._held(ask.model)
-        virtual = range(rows, rows + self._virtual(adapter))
-        most = min(ask.max_tokens, limit - len(ask.prompt_ids))
-        answer = Answer(ask, put, choice, adapter, [*virtual, *ask.prompt_ids], self._before(adapter), most, leave)
+        fed = [*self.mixed.virtual_ids(adapter), *ask.prompt_ids]
+        before = self.mixed.first_position(adapter)
+        most = min(ask.max_tokens, self._scheduler.cache.longest - before - len(fed))  # another adapter may have taken the name
+        if most < 1:
+            leave()
+            raise ValueError(f"{ask.model} leaves no room for an answer to {len(ask.prompt_ids)} tokens")
+        answer = Answer(ask, put, choice, adapter, fed, before, most, leave)
         with self._changed:
             self._arrived.append(answer)
             self._changed.notify()
@@ -113,11 +119,7 @@ class Builtin:
 
     def context(self, model: str) -> int:
         """As `ask.Engine` has it; the cache is a limit too."""
-        adapter, leave = self._held(model)
-        try:
-            return self._scheduler.cache.longest - self._before(adapter) - self._virtual(adapter)
-        finally:
-            leave()
+        return self._scheduler.cache.longest - (0 if model == self.base_name else self.adapters.in_front(model))
 
     def load(self, name: str, folder: Any) -> None:
         """As `ask.Engine` has it."""
@@ -139,6 +141,7 @@ class Builtin:
             "preempted_total": scheduler.preempted,
             "prompt_tokens_shared_total": scheduler.shared_tokens,
             **{f"{name}_total": count for name, count in self._counts.items()},
+            **self.adapters.figures(),
         }
 
     def close(self, patience: float) -> None:
@@ -149,17 +152,11 @@ class Builtin:
         self._thread.join()
 
     def _held(self, model: str) -> tuple[str, Callable[[], None]]:
-        """(the adapter's name in `Mixed`, what gives it back); LookupError."""
+        """(what `Mixed` calls the adapter from now until it is given back, what gives it back). Raises LookupError and ValueError."""
         if model == self.base_name:
             return BASE, lambda: None
-        held = self.adapters.hold(model)
-        return held, lambda: self.adapters.release(held)
-
-    def _virtual(self, adapter: str) -> int:
-        return 0 if adapter == BASE else self.mixed.virtual_tokens(adapter)
-
-    def _before(self, adapter: str) -> int:
-        return 0 if adapter == BASE else self.mixed.first_position(adapter)
+        key = self.adapters.hold(model)
+        return key, lambda: self.adapters.release(key)
 
     def _run(self) -> None:
         with torch.no_grad(), attention(self.base.model, serving.NAME):
@@ -168,7 +165,9 @@ class Builtin:
                     self._turn()
                 except Exception as error:  # a mistake of ours; whoever is in flight hears of it, the server goes on
                     for answer in list(self._scheduler.running):
-                        self._end(answer, End("error", f"the engine failed: {_line(error)}"))
+                        self._end(answer, End("error", f"the engine failed: {_line(error)}"), broken=True)
+        self.mixed.close()
+        nf4.keep_dense(self.base.model, 0)
 
     def _await_work(self) -> bool:
         """Take in what has arrived; False once the engine is to end."""
