@@ -1,0 +1,81 @@
+"""What an answer must be, as an engine is told: calls in the form of the model's own template, and schemas that begin behind the thinking.
+
+Grammars are Lark as llguidance reads it. There a token that the tokenizer holds beside its vocabulary is not its letters; so wherever a
+text holds such a token, it may come as the token or spelled.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from tunesmith.serve.ask import Constraint
+from tunesmith.serve.http.errors import bad
+from tunesmith.serve.http.reading import Reading
+from tunesmith.serve.http.tools import ID, Written
+
+ANYTHING = "/(?s:.*)/"
+BLANKS = r"/\s*/"
+STYLE = {"whitespace_flexible": False, "item_separator": ", ?", "key_separator": ": ?"}  # on one line, as calls stand in training data
+
+
+def forced_calls(reading: Reading, tools: Sequence[dict[str, Any]], *, several: bool, opened: bool, added: dict[str, int]) -> Constraint:
+    """Calls of these functions and nothing else, behind the thinking where the prompt has `opened` it. `added`: the tokenizer's tokens
+    beside its vocabulary, by their text."""
+    written = reading.written
+    assert written is not None
+    names = [f"call_{index}" for index in range(len(tools))]
+    joint = f" ({_literal(written.joint, added)} call)*" if several and written.joint is not None else ""
+    head = written.thinker or written.head if opened else written.head
+    start = f"{_literal(head.lstrip() if opened else head, added)} call{joint} {_literal(written.tail, added)}"
+    rules = [f"start: {_thinking(reading, added) + ' ' if opened else ''}{start}", f"call: {' | '.join(names)}"]
+    for name, tool in zip(names, tools, strict=True):
+        function = tool["function"]
+        spelled = json.dumps(function["name"], ensure_ascii=False)[1:-1] if _quotes(written) else function["name"]
+        rules.append(f"{name}: {_literal(spelled + written.middle, added)} {name}_arguments")
+        rules.append(f"{name}_arguments: %json {_schema(function.get('parameters') or {})}")
+    return Constraint("lark", "\n".join(rules))
+
+
+def behind_thinking(constraint: Constraint, reading: Reading, added: dict[str, int]) -> Constraint:
+    """The same for an answer that begins inside the thinking: held to it from the thinking's end on."""
+    value = constraint.value
+    match constraint.kind:
+        case "json":
+            rule = f"%json {json.dumps({'x-guidance': STYLE, **(value or {'type': 'object'})}, ensure_ascii=False)}"
+        case "regex":
+            rule = "/" + re.sub(r"(?<!\\)((?:\\\\)*)/", r"\1\\/", value.removeprefix("^").removesuffix("$")) + "/"
+        case "choice":
+            rule = " | ".join(json.dumps(text, ensure_ascii=False) for text in value)
+        case _:
+            raise bad("a grammar cannot begin behind this model's thinking; send chat_template_kwargs: {enable_thinking: false}")
+    return Constraint("lark", f"start: {_thinking(reading, added)} body\nbody: {rule}")
+
+
+def _thinking(reading: Reading, added: dict[str, int]) -> str:
+    marks = {letter: text for text, token in added.items() if (letter := reading.marks.get(token))}
+    closes = ["".join(marks.get(letter, letter) for letter in close) for close in reading.thought.closes]
+    return f"{ANYTHING} ({' | '.join(_literal(close, added) for close in closes)}) {BLANKS}"
+
+
+def _literal(text: str, added: dict[str, int]) -> str:
+    """A text as a sequence of Lark's literals; the id of a sample call is any id."""
+    parts = []
+    tokens = sorted(added, key=len, reverse=True)
+    for part in re.split("(" + "|".join(map(re.escape, [ID, *tokens])) + ")", text):
+        if part == ID:
+            parts.append("/[A-Za-z0-9]{9}/")
+        elif part in added:
+            parts.append(f"(<[{added[part]}]> | {json.dumps(part, ensure_ascii=False)})")
+        elif part:
+            parts.append(json.dumps(part, ensure_ascii=False))
+    return " ".join(parts) or '""'
+
+
+def _quotes(written: Written) -> bool:
+    return written.head.endswith('"') and written.middle.startswith('"')
+
+
+def _schema(parameters: dict[str, Any]) -> str:
+    schema = parameters if "type" in parameters or "$ref" in parameters or "anyOf" in parameters else {"type": "object", **parameters}
+    return json.dumps({"x-guidance": STYLE, **schema}, ensure_ascii=False)
