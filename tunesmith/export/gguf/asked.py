@@ -2,7 +2,8 @@
 its whole process on a file that it cannot use, and whoever proves an export must live on to say so. It imports nothing of the project.
 
 Questions: model, adapter ("" for none), context (tokens), threads, texts, talks (messages), prompts (token ids), answer (tokens),
-places (for each prompt, how many of its first tokens a distribution is wanted behind), likeliest (tokens of a distribution).
+places (for each prompt, how many of its first tokens a distribution is wanted behind), likeliest (tokens of a distribution), letter (id
+of a token that is a whole character).
 """
 
 import json
@@ -20,11 +21,10 @@ def main() -> None:
     channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     asked = json.load(sys.stdin)
-    server, build = _server(asked)
-    ask = _Ask(server.listening_address)
+    server = _server(asked)
+    ask = _Ask(server.listening_address, asked["letter"])
     prompts = asked["prompts"]
     result = {
-        "build": build,
         "texts": [ask.tokens(text, special=False) for text in asked["texts"]],
         "talks": [ask.talk(messages) for messages in asked["talks"]],
         "answers": [ask.answer(ids, asked["answer"]) for ids in prompts],
@@ -37,7 +37,7 @@ def main() -> None:
     channel.close()
 
 
-def _server(asked: dict[str, Any]) -> tuple[Any, str]:
+def _server(asked: dict[str, Any]) -> Any:
     import xllamacpp
 
     params = xllamacpp.CommonParams()
@@ -53,14 +53,14 @@ def _server(asked: dict[str, Any]) -> tuple[Any, str]:
     params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
     params.cache_ram_mib = params.n_ctx_checkpoints = 0
     params.swa_full = True  # a windowed cache would compute every prompt's beginning again
-    return xllamacpp.Server(params), str(xllamacpp.BUILD_INFO)
+    return xllamacpp.Server(params)
 
 
 class _Ask:
     """The server's own routes."""
 
-    def __init__(self, address: str):
-        self.address = address
+    def __init__(self, address: str, letter: int):
+        self.address, self.letter = address, letter
 
     def _post(self, route: str, body: dict[str, Any]) -> Any:
         request = urllib.request.Request(self.address + route, json.dumps(body).encode(), {"Content-Type": "application/json"})
@@ -88,7 +88,9 @@ class _Ask:
 
     def likeliest(self, ids: list[int], count: int) -> list[list[float]]:
         """[ids, logarithms of their probabilities] of the likeliest next tokens."""
-        body = {"prompt": ids, "n_predict": 1, "temperature": 0, "n_probs": count, "cache_prompt": True}
+        # a token that ends the answer, or a part of a character, would come without its distribution: a letter is drawn whatever is
+        # likely. Probabilities are those before that.
+        body = {"prompt": ids, "n_predict": 1, "temperature": 0, "n_probs": count, "cache_prompt": True, "logit_bias": [[self.letter, 1e4]]}
         top = self._post("/completion", body)["completion_probabilities"][0]["top_logprobs"]
         return [[each["id"] for each in top], [each["logprob"] for each in top]]
 

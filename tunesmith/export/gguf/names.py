@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tunesmith.errors import UserError
-from tunesmith.export.gguf.rope import rope_entries
+from tunesmith.export.gguf.rope import rope_entries, ropes_of
 
 WHOLE = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
 LAYER = {
@@ -106,8 +106,17 @@ def name_of(tensor: str, family: Family) -> tuple[str, int | None]:
     return (f"{WHOLE[path]}.{kind}" if path in WHOLE else ""), None
 
 
-def window_note(config: Any) -> str:
-    """What is told where the model attends to a window and llama.cpp, for its family, to everything; or ""."""
+def notes_of(config: Any) -> list[str]:
+    """What llama.cpp computes otherwise on long texts."""
+    rope, _ = ropes_of(config)
+    window = _window_note(config)
+    return ([window] if window else []) + ([LONG_ROPE] if rope.get("rope_type") == "longrope" else [])
+
+
+LONG_ROPE = "llama.cpp takes the factors for long texts as soon as its context (-c) is long, the model only where a text is"
+
+
+def _window_note(config: Any) -> str:
     if FAMILIES[config.model_type].offset:  # Gemma's windows are known to llama.cpp
         return ""
     window = getattr(config, "sliding_window", None)

@@ -40,15 +40,18 @@ class Kind:
     exact: bool = False
 
 
+# Two to four times what SmolLM2-135M costs on 30 positions, the smallest model of all and so the most sensitive: f32 1e-11, f16 2e-6,
+# bf16 1e-4 (llama.cpp rounds activations to bf16 too), q8_0 5e-3, q6_k 2e-2, q5_k_m 1e-1, q4_k_m 7e-2, q4_0 6e-1. A wrong file of f16 is
+# 1e-2 and more away.
 KINDS: dict[str, Kind] = {
-    "f32": Kind(Type.F32, 0, 1e-5, exact=True),
-    "f16": Kind(Type.F16, 1, 1e-4, exact=True),
-    "bf16": Kind(Type.BF16, 32, 1e-3, exact=True),
-    "q8_0": Kind(Type.Q8_0, 7, 1e-2),
-    "q4_0": Kind(Type.Q4_0, 2, 3e-1),
-    "q4_k_m": Kind(Type.Q4_K, 15, 2e-1),
-    "q5_k_m": Kind(Type.Q5_K, 17, 1e-1),
-    "q6_k": Kind(Type.Q6_K, 18, 5e-2),
+    "f32": Kind(Type.F32, 0, 1e-6, exact=True),
+    "f16": Kind(Type.F16, 1, 1e-4, tie=1e-2, exact=True),
+    "bf16": Kind(Type.BF16, 32, 1e-3, tie=1e-1, exact=True),
+    "q8_0": Kind(Type.Q8_0, 7, 2e-2),
+    "q4_0": Kind(Type.Q4_0, 2, 1.5),
+    "q4_k_m": Kind(Type.Q4_K, 15, 3e-1),
+    "q5_k_m": Kind(Type.Q5_K, 17, 3e-1),
+    "q6_k": Kind(Type.Q6_K, 18, 8e-2),
 }
 # where a row is no multiple of 256, the type with as many bits and blocks of 32
 _SMALLER_BLOCKS = {Type.Q4_K: Type.Q5_0, Type.Q5_K: Type.Q5_1, Type.Q6_K: Type.Q8_0}
@@ -129,6 +132,12 @@ def packed(tensor: Tensor, kind: Type, name: str) -> np.ndarray:
     if kind in (Type.Q8_0, Type.Q4_0, Type.Q5_0, Type.Q5_1):
         return gguf.quants.quantize(rows_OI, kind).reshape(-1)
     raise UserError(NEEDS_LLAMACPP)
+
+
+def check_installed(kind: str) -> None:
+    """Raises UserError where a kind cannot be packed here."""
+    if KINDS[kind].main in _SMALLER_BLOCKS and _llamacpp() is None:
+        raise UserError(f"{kind}: {NEEDS_LLAMACPP}")
 
 
 def check_packing(kinds: set[Type]) -> None:

@@ -13,12 +13,16 @@ from tunesmith.export.gguf.splits import split_name
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # llama.cpp's kinds of tokens
 BLANK = "▁"  # stands for a blank in SentencePiece's words
+PHI3_KEPT = {"<unk>", "<s>", "<|endoftext|>"}  # what llama.cpp's rule for Phi-3 leaves alone
+PHI3_NAMED = PHI3_KEPT | {"</s>"}  # without one of these that rule ends in an error
+NO_MERGES = ["no merges"]  # llama.cpp wants one; two pieces of more than a letter never meet where nothing was merged before
 NEVER = -1e9  # score of what no merge makes
 
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
-    """Keys behind `tokenizer.`, and sentences that the user should read. `strips`: blanks behind special tokens are taken away."""
+    """Keys behind `tokenizer.`, and sentences that the user should read. `strips`: blanks behind special tokens are taken away, as
+    llama.cpp does for whatever has Phi-3 in its name."""
 
     entries: dict[str, Any]
     notes: tuple[str, ...] = ()
@@ -44,9 +48,21 @@ def vocabulary(tokenizer: Any, size: int, stops: list[int], where: str) -> Vocab
     make = _characters if model.get("byte_fallback") else _bytes
     entries, notes = make(backend, words, added, size, where)
     entries |= _special(tokenizer, stops, notes)
-    strips = [token for token in added.values() if token["rstrip"]]
+    strips, others = _strips(added)
+    notes += others
     notes += [f"{token['content']} takes blanks in front of it; llama.cpp does not" for token in added.values() if token["lstrip"]]
-    return Vocabulary(entries, tuple(notes), bool(strips))
+    return Vocabulary(entries, tuple(notes), strips)
+
+
+def _strips(added: dict[int, Any]) -> tuple[bool, list[str]]:
+    """Whether llama.cpp's rule for Phi-3 is this tokenizer's, and a sentence where neither that rule nor none is."""
+    strips = {token["content"]: token["rstrip"] for token in added.values()}
+    if not any(strips.values()):
+        return False, []
+    if strips.keys() >= PHI3_NAMED and all(strips[token] == (token not in PHI3_KEPT) for token, _ in strips.items()):
+        return True, []
+    some = [token for token, takes in strips.items() if takes]
+    return False, [f"{', '.join(some[:5])} take blanks behind them; llama.cpp does not"]
 
 
 def _bytes(backend: dict[str, Any], words: dict[str, int], added: dict[int, Any], size: int, where: str) -> tuple[dict[str, Any], list[str]]:
@@ -58,8 +74,13 @@ def _bytes(backend: dict[str, Any], words: dict[str, int], added: dict[int, Any]
         notes.append("the tokenizer composes letters and accents (NFC) and llama.cpp does not: text that is decomposed becomes other tokens")
     tokens, kinds = _tokens(words, added, size)
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in backend["model"]["merges"]]
-    entries: dict[str, Any] = {"ggml.model": "gpt2", "ggml.pre": split_name(backend, where), "ggml.tokens": tokens, "ggml.token_type": kinds}
-    return entries | ({"ggml.merges": merges} if merges else {}), notes
+    return {
+        "ggml.model": "gpt2",
+        "ggml.pre": split_name(backend, where),
+        "ggml.tokens": tokens,
+        "ggml.token_type": kinds,
+        "ggml.merges": merges or NO_MERGES,
+    }, notes
 
 
 def _characters(
@@ -102,8 +123,6 @@ def _tokens(words: dict[str, int], added: dict[int, Any], size: int) -> tuple[li
 def _scores(merges: list[Any], words: dict[str, int], size: int) -> list[float]:
     """The higher, the earlier llama.cpp makes the token: by the first merge that makes it."""
     scores = [NEVER] * size
-    for i in words.values():
-        scores[i] = NEVER
     for rank, merge in enumerate(merges):
         made = "".join(merge.split(" ") if isinstance(merge, str) else merge)
         if (i := words.get(made)) is not None and scores[i] == NEVER:

@@ -5,6 +5,7 @@ Peak memory is one matrix in fp32 and as bytes, whatever the model's size; of a 
 
 import logging
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,14 +18,13 @@ from gguf import GGMLQuantizationType as Type
 
 from tunesmith.errors import UserError
 from tunesmith.export.gguf import weights
-from tunesmith.export.gguf.names import entries_of, family_of, head_size, window_note
+from tunesmith.export.gguf.names import entries_of, family_of, head_size, notes_of
 from tunesmith.export.gguf.quantise import KINDS, bytes_of, check_packing, packed, types
 from tunesmith.export.gguf.vocabulary import vocabulary
 from tunesmith.models import load as loading
 
 Tell = Callable[[str], None]
 TOLD_EVERY = 64  # tensors
-STRIPS_BLANKS = "Phi-3"  # llama.cpp takes blanks behind special tokens away where the model's name holds this
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +54,9 @@ def write_model(folder: Path, out: Path, kind: str, tell: Tell = lambda sentence
     planned = weights.plan(folder, config, family, head_size(config))
     chosen = types(planned, KINDS[kind], config.num_hidden_layers, int(entries.get("expert_count", 0)))
     check_packing(set(chosen.values()))
-    name = folder.resolve().name
     with opened_aside(out, family.architecture) as writer:
         writer.add_type("model")
-        writer.add_name(f"{name} ({STRIPS_BLANKS})" if tokens.strips and STRIPS_BLANKS.lower() not in name.lower() else name)
+        writer.add_name(_name(folder, tokens.strips))
         writer.add_file_type(KINDS[kind].file_type)
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
         for key, value in entries.items():
@@ -68,10 +67,19 @@ def write_model(folder: Path, out: Path, kind: str, tell: Tell = lambda sentence
             writer.add_tensor_info(each.name, each.shape, np.dtype(np.float32), bytes_of(each.shape, chosen[each.name]), chosen[each.name])
         _write_weights(writer, planned, folder, config, family, chosen, tell)
     counted = [chosen[each.name].name for each in planned]
-    notes = tuple(note for note in (*tokens.notes, window_note(config)) if note)
+    notes = (*tokens.notes, *notes_of(config))
     return Written(
         out, family.architecture, kind, len(planned), out.stat().st_size, {name: counted.count(name) for name in dict.fromkeys(counted)}, notes
     )
+
+
+def _name(folder: Path, strips: bool) -> str:
+    """The folder's; but llama.cpp treats blanks behind special tokens by whether a model's name holds phi-3 or phi3, so that it must
+    hold it where the tokenizer takes them away, and must not where it does not."""
+    name = folder.resolve().name
+    if not strips:
+        return re.sub("(phi)-?(3)", r"\1 \2", name, flags=re.IGNORECASE)
+    return name if re.search("phi-?3", name, re.IGNORECASE) else f"{name} (Phi-3)"
 
 
 def _write_weights(writer: Any, planned: list[weights.Planned], folder: Path, config: Any, family: Any, chosen: Any, tell: Tell) -> None:

@@ -14,11 +14,12 @@ import torch
 from tunesmith.errors import UserError
 from tunesmith.export.gguf.names import family_of, name_of
 from tunesmith.export.gguf.weights import changes
-from tunesmith.export.gguf.write import Tell, Written, begin, opened_aside
+from tunesmith.export.gguf.model_file import Tell, Written, begin, opened_aside
 from tunesmith.methods.layouts import layout
 from tunesmith.methods.tuning import Tuning
 from tunesmith.models import load as loading
 
+SERVE = "serve it with `tunesmith serve`"
 WHOLE_INSTEAD = "write the whole model instead: `tunesmith export DIR --to gguf` without --adapter-only"
 
 
@@ -40,7 +41,7 @@ def write_lora(adapter: Path, base: Path, out: Path, tell: Tell = lambda sentenc
     if lost := [path for path in updates if not names.get(path)]:
         raise UserError(
             *[f"{adapter}: llama.cpp has no matrix of its own for the update at {path}" for path in lost[:20]],
-            f"{WHOLE_INSTEAD}",
+            WHOLE_INSTEAD,
         )
     change = changes(config, family)
     first = next(iter(updates.values()))
@@ -67,12 +68,12 @@ def write_lora(adapter: Path, base: Path, out: Path, tell: Tell = lambda sentenc
 def loras(tuning: Tuning, where: str) -> dict[str, Any]:
     """The updates by path, each with A, B and scale. Raises UserError for an adapter that is more, or something else."""
     if tuning.head is not None:
-        raise UserError(f"{where}: it predicts labels with a head of its own, which llama.cpp does not have; serve it with `tunesmith serve`")
+        raise UserError(f"{where}: it predicts labels with a head of its own, which llama.cpp does not have; {SERVE}")
     modules: dict[str, Any] = {path: m.as_lora() if hasattr(m, "as_lora") else m for path, m in tuning.adapter.items()}
     plain = {path: module for path, module in modules.items() if hasattr(module, "A") and not hasattr(module, "magnitude")}
     if not plain and not any(hasattr(module, "folded") for module in modules.values()):
         raise UserError(
-            f"{where}: llama.cpp takes LoRA adapters alone, and this is {tuning.layout}; serve it with `tunesmith serve`, "
+            f"{where}: llama.cpp takes LoRA adapters alone, and this is {tuning.layout}; {SERVE}, "
             "or export a LoRA fitted to it: --as lora"
         )
     beside = [path for path in modules if path not in plain]
