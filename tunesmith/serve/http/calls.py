@@ -151,7 +151,10 @@ class Calls:
         if not front:
             return []
         if self._named is None:
-            return self._enter("object", 0, 0) if front[0] == "{" else self._broken()
+            if front[0] != "{":
+                return self._broken()
+            self._state, self._value, self._seen = "object", Value(), 0
+            return []
         match = self._named.match(front)
         if match is None:
             return [] if self._may_be_named(front) else self._broken()
@@ -169,7 +172,8 @@ class Calls:
             return word is not None
         if word is None or word.end() == len(front):
             return any(name.startswith(front) for name in self._names)
-        return word["name"] in self._names and not front[word.end() :].strip().strip("{")
+        rest = front[word.end() :].lstrip()
+        return word["name"] in self._names and (not rest or rest[0] == "{")
 
     def _object(self) -> list[Event]:
         match = HEAD.match(self._held)

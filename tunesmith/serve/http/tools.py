@@ -20,6 +20,7 @@ NAME, SECOND, ID, KEY = "tunesmithcall", "tunesmithsecond", "idofacall", "tunesm
 ARGUMENTS = {KEY: "tunesmithvalue"}
 REASON = "tunesmithreason"
 PYTHON_TAG = "<|python_tag|>"  # Llama 3 may put it in front of a call, which its template does not write
+HARMONY, CHANNELS = "to=functions.", ("commentary", "analysis")  # gpt-oss
 ARGUMENT_KEYS = ("arguments", "parameters", "args")
 SAMPLE_TOOLS = [
     {
@@ -89,6 +90,8 @@ def form_of(written: Written) -> Form:
     found = next(((place, end) for place, end, value in _objects(text) if call_in(value) == (NAME, ARGUMENTS)), None)
     if found is None:
         heads = {written.head.strip(), written.thinker.strip() or written.head.strip()}
+        if HARMONY in written.head:  # the model itself names the channel first, which its template does not
+            heads |= {f"{begin}<|channel|>{channel} {HARMONY}" for begin in ("", "<|start|>assistant") for channel in CHANNELS}
         return Form(_longest_first(heads), written.tail.strip(), True, written.middle)
     lead = text[: found[0]]
     heads = {_mark(lead)}
