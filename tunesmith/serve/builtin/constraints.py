@@ -108,7 +108,7 @@ def matcher_of(constraint: Constraint, tokenizer: Any, stop_ids: Collection[int]
     """The start of a walk. Raises ValueError with a sentence for a schema or grammar that cannot be served, for a tokenizer without
     tokenizer.json, and where llguidance is not installed. The first call for a tokenizer takes about a second."""
     try:
-        grammar = _grammar(constraint)
+        grammar = grammar_of(constraint)
         table = _table(tokenizer, stop_ids)
     except ImportError:
         raise ValueError(MISSING) from None
@@ -129,7 +129,8 @@ def _table(tokenizer: Any, stop_ids: Collection[int]) -> _Table:
         return _tables[tokenizer]
 
 
-def _grammar(constraint: Constraint) -> str:
+def grammar_of(constraint: Constraint) -> str:
+    """The grammar as llguidance takes it: Lark's text, or for a schema a JSON document. Raises ValueError, ImportError."""
     from llguidance import LLMatcher, regex_to_lark
 
     value = constraint.value

@@ -72,6 +72,12 @@ class Process:
         shown = [f"  {line}" for line in list(self.lines)[-SHOWN:]]
         return "\n".join(["its last lines:", *shown]) if shown else "it printed nothing"
 
+    def explain(self, error: Exception) -> str:
+        """What a connection to it that broke means, for whoever waited for the answer."""
+        if self.alive:
+            return f"{self.name} broke the answer off ({type(error).__name__}: {error})"
+        return f"{self.name} has ended; {self.last_words()}"
+
     def stop(self) -> None:
         """End it and all that it started. May be called more than once, from any thread."""
         with self._ending:

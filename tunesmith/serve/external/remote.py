@@ -18,6 +18,7 @@ from tunesmith.serve.ask import Cancel, End, Full, Put, Token
 PLENTY = httpx2.Limits(max_connections=None, max_keepalive_connections=64)  # how many may come is decided before a task is made
 NEVER = httpx2.Timeout(None, connect=10.0)  # a long queue is no failure; a child that died closes its connections
 DONE = "[DONE]"
+GRACE = 0.3  # seconds until a process whose connections broke is seen to have ended
 
 Answer = Callable[[], AsyncIterator[Token | End]]
 Explain = Callable[[Exception], str]
@@ -78,10 +79,11 @@ class Remote:
                     put(piece)
                     if isinstance(piece, End):
                         return
-            put(End("error", "the engine ended the answer without saying why"))
+            raise EOFError("the stream ended before the answer did")
         except Refused as error:
             put(End("error", str(error)))
-        except (httpx2.HTTPError, httpx2.StreamError, OSError, ValueError, KeyError, TypeError) as error:
+        except (httpx2.HTTPError, httpx2.StreamError, EOFError, OSError, ValueError, KeyError, TypeError) as error:
+            await asyncio.sleep(GRACE)
             put(End("error", self._explain(error)))
 
     def _finish(self, task: asyncio.Task[None], put: "_Once") -> None:

@@ -19,6 +19,7 @@ from typing import Any
 from tunesmith.errors import UserError
 from tunesmith.methods.pissa import SERVED_RANKS
 from tunesmith.serve.ask import Ask, Cancel, Constraint, End, Put, Token
+from tunesmith.serve.builtin.constraints import MISSING, grammar_of
 from tunesmith.serve.external.process import Process, Tell, free_port
 from tunesmith.serve.external.remote import Refused, Remote
 
@@ -169,7 +170,7 @@ class Vllm:
         self._lock = threading.Lock()
         self._scraped, self._figures = 0.0, dict[str, float]()
         self.address, self.key = f"http://127.0.0.1:{port}", key
-        self._remote = Remote(self.address, key, queue, self._explain)
+        self._remote = Remote(self.address, key, queue, self._process.explain)
         try:
             self._process.wait(self._is_ready, seconds)
             models = self._remote.ask("GET", "/v1/models")["data"]
@@ -185,7 +186,11 @@ class Vllm:
             if ask.model != self._base_name and ask.model not in self._folders:
                 raise LookupError(ask.model)
         check_length(ask, self._context)
-        return self._remote.begin(lambda: self._answer(ask), put)
+        try:
+            body = request_of(ask)
+        except ImportError:
+            raise ValueError(MISSING) from None
+        return self._remote.begin(lambda: self._answer(ask, body), put)
 
     def context(self, model: str) -> int | None:
         """See `ask.Engine`."""
@@ -246,13 +251,8 @@ class Vllm:
             return False
         return True
 
-    def _explain(self, error: Exception) -> str:
-        if self._process.alive:
-            return f"vLLM broke the answer off ({type(error).__name__}: {error})"
-        return f"vLLM has ended; {self._process.last_words()}"
-
-    async def _answer(self, ask: Ask) -> AsyncIterator[Token | End]:
-        async for event in self._remote.events("/v1/completions", request_of(ask)):
+    async def _answer(self, ask: Ask, body: dict[str, Any]) -> AsyncIterator[Token | End]:
+        async for event in self._remote.events("/v1/completions", body):
             for choice in event.get("choices", ()):
                 for token in tokens_of(choice, ask.logprobs):
                     if token.id in ask.stop_ids:
@@ -305,10 +305,9 @@ def request_of(ask: Ask) -> dict[str, Any]:
 
 
 def structure_of(constraint: Constraint) -> dict[str, Any]:
-    """A constraint as vLLM names it."""
-    if constraint.kind == "json":
-        return {"json": constraint.value or {"type": "object"}}  # an empty one is taken for none
-    return {{"regex": "regex", "choice": "choice", "lark": "grammar"}[constraint.kind]: constraint.value}
+    """A constraint as vLLM names it: Lark's text for all but schemas, so that our own engine and vLLM mean the same by it."""
+    grammar = grammar_of(constraint)
+    return {"json": json.loads(grammar)["grammars"][0]["json_schema"]} if constraint.kind == "json" else {"grammar": grammar}
 
 
 def tokens_of(choice: Mapping[str, Any], logprobs: int) -> list[Token]:
