@@ -60,9 +60,11 @@ def check(target: str, sources: Sequence[Source], options: Options) -> None:
 
 
 def export(
-    target: str, sources: Sequence[Source], out: Path, options: Options, *, verify: bool, fill: Fill, tell: Tell, asked: str = ""
+    target: str, sources: Sequence[Source], out: Path, options: Options, *, verify: bool, fill: Fill, tell: Tell, fitted: Any = None
 ) -> Exported:
     """Write the folder `out` by way of `fill`, and prove it. `check` was asked before. What the proof says stands in export.json.
+
+    `fitted` is what is to be said there of LoRAs that were fitted to what was asked for.
 
     Raises UserError for what cannot be written or not be opened here, ProofFailed where the proof fails; the folder stands then.
     """
@@ -73,7 +75,9 @@ def export(
         truths.append(truth_of(source, merged, tell))
         gc.collect()
     facts: dict[str, Any] = {"target": target, "tunesmith": __version__, "sources": [_about(source) for source in sources]}
-    facts |= {"options": {key: value for key, value in dataclasses.asdict(options).items() if value}} | ({"as": asked} if asked else {})
+    facts |= {"options": {key: value for key, value in dataclasses.asdict(options).items() if value}} | (
+        {"fitted": fitted} if fitted else {}
+    )
 
     def write(folder: Path) -> None:
         facts["written"] = module.write(sources, folder, options, tell)

@@ -46,6 +46,23 @@ def describe(given: str, model: str | None = None) -> Source:
     )
 
 
+def to_be(out: Path, located: Located, tuning: Tuning, renderer: Any, *, quantized: bool) -> Source:
+    """What a run that has not begun will leave in `out`: enough for a target's `check`."""
+    return Source(
+        name=out.resolve().name,
+        given=str(out),
+        model=None,
+        base=located.folder,
+        base_name=_opened_as(located),
+        adapter=out / "adapter" if tuning.adapter else None,
+        run=out,
+        quantized=quantized and bool(tuning.adapter),
+        tuning=tuning,
+        whole=Whole(str(out), None, located.folder, None, set(), tuning.head is not None),
+        renderer=renderer,
+    )
+
+
 def _places(folder: Path, given: str, model: str | None) -> tuple[str, Path | None, Path | None, config.Run | None]:
     """(the base or whole model, its adapter, the run folder, the run's settings)."""
     if (folder / "run.yaml").is_file():

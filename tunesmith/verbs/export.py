@@ -1,7 +1,9 @@
 """`tunesmith export DIR ... --to TARGET --out OUT`: what was trained, as files that the program which will serve them has opened."""
 
 import argparse
+import dataclasses
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -51,21 +53,32 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def export_run(
-    given: list[str], target: str, out: Path, options: Any, *, verify: bool = True, model: str | None = None, convert: str | None = None
+    given: list[str],
+    target: str,
+    out: Path,
+    options: Any,
+    *,
+    verify: bool = True,
+    model: str | None = None,
+    convert: str | None = None,
+    anew: bool = False,
 ) -> int:
-    """Export and prove; one line about it on stdout, and what the user should read on stderr. Raises UserError, ProofFailed."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    """Export and prove; one line about it on stdout, and what the user should read on stderr. `anew`: in place of an earlier export.
+
+    Raises UserError, ProofFailed.
+    """
+    if anew and (out / "export.json").is_file():
+        pass  # what stands there goes once the new one is whole
+    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} is not empty; name a new folder")
-    rank = _rank(convert)
+    _rank(convert)
     from tunesmith.export.export import check, export
-    from tunesmith.export.source import describe
     from tunesmith.train.checkpoint import write_whole
     from tunesmith.verbs.progress import tell
 
-    with _fitted(given, model, rank if convert else None, out) as named:
-        sources = [describe(each, model) for each in named]
+    with _as_asked(given, model, convert, out, tell) as (sources, fitted):
         check(target, sources, options)
-        done = export(target, sources, out, options, verify=verify, fill=write_whole, tell=tell, asked=convert or "")
+        done = export(target, sources, out, options, verify=verify, fill=write_whole, tell=tell, fitted=fitted)
     _keep(given, target, done.facts)
     print(_line(out, target, done.facts, done.proof))
     for note in done.proof.notes if done.proof is not None else ["not proved: --no-verify"]:
@@ -84,8 +97,29 @@ def _rank(convert: str | None) -> int | None:
 
 
 @contextmanager
-def _fitted(given: list[str], model: str | None, rank: int | None, out: Path) -> Iterator[list[str]]:
-    yield given
+def _as_asked(given: list[str], model: str | None, convert: str | None, out: Path, tell: Any) -> Iterator[tuple[list[Any], dict[str, Any]]]:
+    """(what is exported, what was fitted to it): the sources themselves, or LoRAs fitted to them, which last as long as this does."""
+    from tunesmith.export.source import describe
+
+    if convert is None:
+        yield [describe(each, model) for each in given], {}
+        return
+    from tunesmith.export.fitted import fit_lora
+
+    rank = _rank(convert)
+    out.resolve().parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.resolve().parent, prefix=".fitted-") as aside:
+        sources, fits = [], {}
+        for each in given:
+            original = describe(each, model)
+            folder = Path(aside) / original.name
+            fit = fit_lora(each, rank, folder, model=model, tell=tell)
+            for sentence in fit.sentences():
+                print(sentence.replace(f"{folder}: ", ""), file=sys.stderr)
+            fits[original.name] = fit.facts()
+            fitted = describe(str(folder))
+            sources.append(dataclasses.replace(fitted, renderer=original.renderer, name=original.name))
+        yield sources, fits
 
 
 def _keep(given: list[str], target: str, facts: dict[str, Any]) -> None:

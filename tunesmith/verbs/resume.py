@@ -2,14 +2,17 @@
 
 import argparse
 import sys
+from pathlib import Path
 
 from tunesmith.errors import UserError
 from tunesmith.run_yaml import parse_value
+from tunesmith.verbs import then
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="DIR", help="run folder")
     parser.add_argument("words", nargs="*", metavar="train.steps=N", help="more steps than the run was made for")
+    then.add_argument(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -22,6 +25,8 @@ def run(arguments: argparse.Namespace) -> int:
         finished = follow(loop.resume(arguments.run, steps=steps, stop=asked, tell=tell))
     assert finished is not None
     print(summary(finished, arguments.run))
+    if arguments.then:
+        return then.do(arguments.then, Path(arguments.run))
     print(f"next: {to_talk(arguments.run)}", file=sys.stderr)
     return 0
 

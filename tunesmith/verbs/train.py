@@ -5,13 +5,12 @@ import sys
 from pathlib import Path
 
 from tunesmith import config
-from tunesmith.errors import UserError
-from tunesmith.verbs import settings
+from tunesmith.verbs import settings, then
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     settings.add_arguments(parser)
-    parser.add_argument("--then", choices=["merge"], help="what to do with the result: merge writes DIR/merged")
+    then.add_argument(parser)
     parser.add_argument("--dry-run", action="store_true", help="the data report, trainable parameters, what would be written; nothing is")
     parser.add_argument("--print-config", action="store_true", help="every setting as YAML, and where it came from")
 
@@ -21,9 +20,6 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.print_config:
         print(config.dump(loaded.run, loaded.origins), end="")
         return 0
-    if arguments.then == "merge" and loaded.run.method.name in ("full", "freeze"):
-        raise UserError(f"--then merge: method {loaded.run.method.name} already gives a whole model in DIR/model")
-    from tunesmith.methods.method import unmergeable
     from tunesmith.train import figures, folder, loop
     from tunesmith.train.setting import decide
     from tunesmith.verbs.progress import follow, summary, tell, to_talk
@@ -31,8 +27,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     setting = decide(loaded.run, loaded.origins, tell)
     folder.check(setting.run.out)
-    if arguments.then == "merge" and (misfit := unmergeable(setting.tuning)):
-        raise UserError(f"--then merge: {misfit}")
+    then.check(arguments.then, setting)
     if arguments.dry_run:
         for line in figures.preview(setting):
             print(line)
@@ -42,9 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
     assert finished is not None
     out = Path(setting.run.out)
     print(summary(finished, out))
-    if arguments.then == "merge":
-        from tunesmith.verbs.merge import merge_run
-
-        return merge_run(out, out / "merged", None)
+    if arguments.then:
+        return then.do(arguments.then, out)
     print(f"next: {to_talk(out)}", file=sys.stderr)
     return 0
