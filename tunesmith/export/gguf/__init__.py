@@ -14,10 +14,10 @@ from typing import Any
 
 from tunesmith.errors import UserError
 from tunesmith.export.gguf.lora_file import SERVE, loras, write_lora
+from tunesmith.export.gguf.model_file import Written, write_model
 from tunesmith.export.gguf.names import family_of
 from tunesmith.export.gguf.opened import proof
 from tunesmith.export.gguf.quantise import KINDS, check_installed
-from tunesmith.export.gguf.model_file import Written, write_model
 from tunesmith.export.target import Options, Proof, Source, Tell, Truth
 from tunesmith.methods.method import unmergeable
 from tunesmith.models import load as loading

@@ -29,7 +29,8 @@ def main() -> None:
         "talks": [ask.talk(messages) for messages in asked["talks"]],
         "answers": [ask.answer(ids, asked["answer"]) for ids in prompts],
         "likeliest": [
-            [ask.likeliest(ids[:count], asked["likeliest"]) for count in counts] for ids, counts in zip(prompts, asked["places"], strict=True)
+            [ask.likeliest(ids[:count], asked["likeliest"]) for count in counts]
+            for ids, counts in zip(prompts, asked["places"], strict=True)
         ],
     }
     del server

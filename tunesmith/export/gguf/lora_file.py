@@ -12,9 +12,9 @@ import numpy as np
 import torch
 
 from tunesmith.errors import UserError
+from tunesmith.export.gguf.model_file import Tell, Written, begin, opened_aside
 from tunesmith.export.gguf.names import family_of, name_of
 from tunesmith.export.gguf.weights import changes
-from tunesmith.export.gguf.model_file import Tell, Written, begin, opened_aside
 from tunesmith.methods.layouts import layout
 from tunesmith.methods.tuning import Tuning
 from tunesmith.models import load as loading
@@ -69,18 +69,18 @@ def loras(tuning: Tuning, where: str) -> dict[str, Any]:
     """The updates by path, each with A, B and scale. Raises UserError for an adapter that is more, or something else."""
     if tuning.head is not None:
         raise UserError(f"{where}: it predicts labels with a head of its own, which llama.cpp does not have; {SERVE}")
-    modules: dict[str, Any] = {path: m.as_lora() if hasattr(m, "as_lora") else m for path, m in tuning.adapter.items()}
+    adapter: dict[str, Any] = tuning.adapter
+    modules: dict[str, Any] = {path: m.as_lora() if hasattr(m, "as_lora") else m for path, m in adapter.items()}
     plain = {path: module for path, module in modules.items() if hasattr(module, "A") and not hasattr(module, "magnitude")}
     if not plain and not any(hasattr(module, "folded") for module in modules.values()):
         raise UserError(
-            f"{where}: llama.cpp takes LoRA adapters alone, and this is {tuning.layout}; {SERVE}, "
-            "or export a LoRA fitted to it: --as lora"
+            f"{where}: llama.cpp takes LoRA adapters alone, and this is {tuning.layout}; {SERVE}, or export a LoRA fitted to it: --as lora"
         )
     beside = [path for path in modules if path not in plain]
     if beside:
         kinds = sorted({type(modules[path]).__name__ for path in beside})
         raise UserError(
-            f"{where}: {', '.join(kinds)} at {', '.join(beside[:5])}{' ...' if len(beside) > 5 else ''} cannot be in a LoRA file of llama.cpp's",
+            f"{where}: {', '.join(kinds)} at {', '.join(beside[:5])} cannot be in a LoRA file of llama.cpp's ({len(beside)} of them)",
             WHOLE_INSTEAD,
         )
     return plain

@@ -69,7 +69,13 @@ def write_model(folder: Path, out: Path, kind: str, tell: Tell = lambda sentence
     counted = [chosen[each.name].name for each in planned]
     notes = (*tokens.notes, *notes_of(config))
     return Written(
-        out, family.architecture, kind, len(planned), out.stat().st_size, {name: counted.count(name) for name in dict.fromkeys(counted)}, notes
+        out,
+        family.architecture,
+        kind,
+        len(planned),
+        out.stat().st_size,
+        {name: counted.count(name) for name in dict.fromkeys(counted)},
+        notes,
     )
 
 

@@ -41,7 +41,7 @@ HARD_TEXTS = (
     "日本語のテキストと한국어 문장, Ελληνικά, русский текст, العربية, हिन्दी में",
     "👩‍🔬🇳🇴🤷🏽‍♀️ emoji😀😀 ﷽ ¡olé! naïve façade Zürich",
     "def f(x_1):\n    return {'a': [x_1 ** 2, None]}  # comment\n\tif (a&&b||!c) { i++; }\n",
-    "<html><body class=\"x\">&amp;</body></html> https://example.org/a?b=c&d=%20#e",
+    '<html><body class="x">&amp;</body></html> https://example.org/a?b=c&d=%20#e',
     "CamelCaseWords snake_case_words SCREAMING_CASE mixedUP123abc a1b2c3",
     "\u00a0no-break\u2003em space\u200bzero width\ufefffeff",
     "---===***___ ... !!! ??? ;;; (((nested))) [[]] {{}} «» “quotes” ‘single’ — – -",
@@ -125,7 +125,12 @@ def _asked(questions: dict[str, Any]) -> Any:
     """llama.cpp's answers, or a sentence that says how it ended."""
     try:
         ended = subprocess.run(
-            [sys.executable, asked.__file__], input=json.dumps(questions), capture_output=True, encoding="utf-8", errors="replace", timeout=LONGEST
+            [sys.executable, asked.__file__],
+            input=json.dumps(questions),
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=LONGEST,
         )
     except subprocess.TimeoutExpired:
         return f"no answer within {LONGEST / 3600:g} hours"
@@ -167,7 +172,9 @@ def _other_prompts(talks: tuple[list[dict[str, Any]], ...], found: list[dict[str
             continue
         ours = renderer.prompt_ids(talk)
         if ours != theirs["ids"]:
-            wrong.append(f"llama.cpp's prompt of a conversation has other tokens than the trained: {_where(ours, theirs['ids'], renderer.tokenizer)}")
+            wrong.append(
+                f"llama.cpp's prompt of a conversation has other tokens than the trained: {_where(ours, theirs['ids'], renderer.tokenizer)}"
+            )
     return wrong[:3]
 
 

@@ -33,7 +33,9 @@ def vocabulary(tokenizer: Any, size: int, stops: list[int], where: str) -> Vocab
     """`size`: rows of the embedding. `stops`: ids that end an answer. Raises UserError for what llama.cpp would tokenise otherwise."""
     backend_tokenizer = getattr(tokenizer, "backend_tokenizer", None)
     if backend_tokenizer is None:
-        raise UserError(f"{where}: its tokenizer has no tokenizer.json, which is what is written into a GGUF; save it with a fast tokenizer")
+        raise UserError(
+            f"{where}: its tokenizer has no tokenizer.json, which is what is written into a GGUF; save it with a fast tokenizer"
+        )
     backend = json.loads(backend_tokenizer.to_str())
     words = tokenizer.get_vocab()
     if words and max(words.values()) >= size:
@@ -65,13 +67,17 @@ def _strips(added: dict[int, Any]) -> tuple[bool, list[str]]:
     return False, [f"{', '.join(some[:5])} take blanks behind them; llama.cpp does not"]
 
 
-def _bytes(backend: dict[str, Any], words: dict[str, int], added: dict[int, Any], size: int, where: str) -> tuple[dict[str, Any], list[str]]:
+def _bytes(
+    backend: dict[str, Any], words: dict[str, int], added: dict[int, Any], size: int, where: str
+) -> tuple[dict[str, Any], list[str]]:
     notes = []
     normalizer = backend.get("normalizer")
     for step in _flat(normalizer, "normalizers"):
         if step["type"] != "NFC":
             raise UserError(f"{where}: its tokenizer changes text first ({step['type']}), and llama.cpp does not")
-        notes.append("the tokenizer composes letters and accents (NFC) and llama.cpp does not: text that is decomposed becomes other tokens")
+        notes.append(
+            "the tokenizer composes letters and accents (NFC) and llama.cpp does not: text that is decomposed becomes other tokens"
+        )
     tokens, kinds = _tokens(words, added, size)
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in backend["model"]["merges"]]
     return {
@@ -89,7 +95,9 @@ def _characters(
     notes: list[str] = []
     prefix = _prefix(backend, where)
     if prefix == "first":
-        notes.append("the tokenizer puts a blank in front of a text's first word and llama.cpp does not: plain prompts should begin with one")
+        notes.append(
+            "the tokenizer puts a blank in front of a text's first word and llama.cpp does not: plain prompts should begin with one"
+        )
     tokens, kinds = _tokens(words, added, size)
     unknown = backend["model"].get("unk_token")
     for i, token in enumerate(tokens):

@@ -70,7 +70,7 @@ def _planned(target: str, parts: dict[int | None, str], shapes: dict[str, tuple[
 
 def _shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     """Shape of every tensor in the checkpoint, file by file; nothing else is read."""
-    shapes = {}
+    shapes: dict[str, tuple[int, ...]] = {}
     for file in sorted(set(tensor_files(folder).values())):
         with safe_open(file, framework="pt") as content:
             shapes |= {name: tuple(content.get_slice(name).get_shape()) for name in content.keys()}  # noqa: SIM118
