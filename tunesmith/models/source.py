@@ -87,7 +87,7 @@ def _builtin(source: str, cache: Path, tell: Callable[[str], None]) -> Located:
     if name not in BUILTIN:
         raise UserError(f"{source}: no such built-in model; there is {', '.join(f'builtin:{known}' for known in BUILTIN)}")
     target = builtin_folder(name, cache)
-    folder = _once(target, lambda aside: _convert(fetch_gguf(name, cache / "downloads", aside, tell), aside / "model", tell))
+    folder = once(target, lambda aside: _convert(fetch_gguf(name, cache / "downloads", aside, tell), aside / "model", tell))
     return Located(folder, name, "builtin", source)
 
 
@@ -97,7 +97,7 @@ def _file(path: Path, cache: Path, tell: Callable[[str], None]) -> Located:
         # size and time stand for the content: hashing a large file at every start would take longer than loading it
         key = hashlib.sha256(f"{whole}:{state.st_size}:{state.st_mtime_ns}".encode()).hexdigest()[:12]
         target = cache / "models" / f"{path.stem}-{key}-v{CONVERSION}"
-        folder = _once(target, lambda aside: _convert(path, aside / "model", tell))
+        folder = once(target, lambda aside: _convert(path, aside / "model", tell))
         return Located(folder, path.stem, "gguf", str(whole))
     if path.suffix in PICKLES:
         raise UserError(f"{path}: {PICKLES[path.suffix]}", "convert it where you trust its source, and pass the folder of safetensors")
@@ -114,7 +114,7 @@ def _convert(gguf: Path, folder: Path, tell: Callable[[str], None]) -> Path:
     return folder
 
 
-def _once(target: Path, build: Callable[[Path], Path]) -> Path:
+def once(target: Path, build: Callable[[Path], Path]) -> Path:
     """Folder `target` of the cache; built aside and renamed where it is not there yet."""
     if target.is_dir():
         return target

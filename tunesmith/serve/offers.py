@@ -58,7 +58,8 @@ def read(words: Sequence[str], model: str | None = None) -> Offered:
 
 def check(offered: Offered) -> None:
     """Raises UserError for every adapter that does not fit the base: by shapes and fingerprints, before any weight of it is read."""
-    folder, problems = locate(offered.base.base).folder, []
+    folder = locate(offered.base.base).folder
+    problems: list[str] = []
     skeleton = loading.skeleton(loading.load_config(folder))
     for found in offered.adapters.values():
         assert found.adapter is not None

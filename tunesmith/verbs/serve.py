@@ -24,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"), help="of the base's weights")
     parser.add_argument("--device", default="auto", metavar="D", help="auto, cpu, cuda, cuda:1 ...")
     parser.add_argument("--quantize", metavar="Q", help="builtin: nf4; llamacpp: q8_0, q4_k_m ... (f16)")
+    parser.add_argument("--allow-origin", action="append", default=[], metavar="URL", help="web pages whose scripts may ask (none)")
     parser.add_argument("--max-answers", type=int, default=32, metavar="N", help="answers that are computed at the same time (32)")
     parser.add_argument("--queue", type=int, default=256, metavar="N", help="answers that may wait; beyond, 429 (256)")
     parser.add_argument("--cache-tokens", type=int, metavar="N", help="tokens that are remembered for answers; auto: what memory is free")
@@ -66,7 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
         metrics = Metrics(engine.figures, lambda name: catalog.find(name) is not None)
         folders = [*arguments.adapters_from, *[_open_to(found) for found in offered.adapters.values()]]
         admin = routes(engine, catalog, customers, registry, lambda name, folder: fed.adapter(name, offers.found(folder)), folders)
-        app = make_app(engine, catalog, customers, metrics, admin)
+        app = make_app(engine, catalog, customers, metrics, admin, origins=arguments.allow_origin)
         if hasattr(signal, "SIGHUP"):
             signal.signal(signal.SIGHUP, lambda *_: _reload(customers))
         names = ", ".join(model.name for model in catalog.every())
@@ -107,7 +108,58 @@ def _builtin(offered: Any, arguments: argparse.Namespace) -> tuple[Any, Any]:
     return engine, fed
 
 
-_ENGINES = {"builtin": _builtin}
+def _vllm(offered: Any, arguments: argparse.Namespace) -> tuple[Any, Any]:
+    from tunesmith.export.prepared import adapter_for_vllm
+    from tunesmith.serve.external.vllm import Vllm
+
+    fed, folder = _located(offered, arguments)
+    engine = Vllm(
+        folder,
+        {name: found.adapter for name, found in offered.adapters.items()},
+        base_name=fed.base.name,
+        python=arguments.vllm_python,
+        flags=arguments.engine_flag,
+        dtype=arguments.dtype,
+        max_answers=arguments.max_answers,
+        queue=arguments.queue,
+        prepare=lambda adapter: adapter_for_vllm(adapter, folder),
+        tell=_tell,
+    )
+    return engine, fed
+
+
+def _llamacpp(offered: Any, arguments: argparse.Namespace) -> tuple[Any, Any]:
+    from tunesmith.export.prepared import adapter_gguf, base_gguf
+    from tunesmith.serve.external.llamacpp import LlamaCpp
+
+    fed, folder = _located(offered, arguments)
+    adapters = {name: adapter_gguf(found.adapter, folder) for name, found in offered.adapters.items()}
+    engine = LlamaCpp(
+        base_gguf(folder, arguments.quantize, _tell),
+        adapters,
+        base_name=fed.base.name,
+        tokenizer=fed.tokenizer,
+        max_answers=arguments.max_answers,
+        queue=arguments.queue,
+        convert=lambda adapter: adapter_gguf(adapter, folder),
+        tell=_tell,
+    )
+    return engine, fed
+
+
+def _located(offered: Any, arguments: argparse.Namespace) -> tuple[Any, Path]:
+    """How the models are fed, and the base's folder; nothing is loaded by us."""
+    from tunesmith.models.source import locate
+    from tunesmith.serve import offers
+
+    if offered.nf4:
+        _tell(f"the adapters were trained over NF4 weights; {arguments.engine} puts them beside the original ones")
+    offers.check(offered)
+    located = locate(offered.base.base)
+    return offers.feeding(located, offered.name, offered.base.run), located.folder
+
+
+_ENGINES = {"builtin": _builtin, "vllm": _vllm, "llamacpp": _llamacpp}
 
 
 def _open_to(found: Any) -> Path:
