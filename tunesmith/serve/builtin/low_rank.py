@@ -66,10 +66,10 @@ class Batch:
     width: int  # of the stack: rows of a slot
     slots: tuple[int, int]  # first, and behind the last one
     names: tuple[str, ...]  # of the adapters that the tokens go by
-    index_M: Tensor | None  # the S·n tokens of the row, slot by slot; None: the row itself
-    tokens_N: Tensor  # where each token stands in the row, and
-    taken_N: Tensor | None  # in the batch; None: all of the batch, in order
-    slot_N: Tensor  # which adapter it goes by, counted from the first
+    index_M: Tensor | None  # the S·n tokens of the row, slot by slot, filled up with any; None: the row itself is the batch
+    taken_N: Tensor  # where each token that goes by the stack stands in the batch, in the row's order,
+    slot_N: Tensor  # which slot it goes by, counted from the first,
+    tokens_N: Tensor | None  # and where it stands in the row; None: all of the row does
 
     @property
     def count(self) -> int:
@@ -115,25 +115,21 @@ class Stack:
 
     def write(self, slot: int, factors: Factors | None) -> None:
         """Put an adapter into a slot. Nothing is left of the one before: what it had of a layer could be infinite, and 0 · inf is not 0."""
-        down_KGI = self.down_SKGI[slot]
-        rank = factors.rank if factors is not None else 0
-        if factors is not None and factors.numbers == tuple(self.at):
-            down_KGI[:rank].copy_(factors.down_KGI)
-            down_KGI[rank:].zero_()
+        exact = factors is not None and factors.numbers == tuple(self.at) and factors.rank == self.width
+        if not exact:
+            for whole in (self.down_SKGI, *self.ups_SKO.values()):
+                whole[slot].zero_()
+        if factors is None:
+            return
+        if exact:
+            self.down_SKGI[slot].copy_(factors.down_KGI)
         else:
-            down_KGI.zero_()
-            for place, number in enumerate(factors.numbers if factors is not None else ()):
-                down_KGI[:rank, self.at[number]] = factors.down_KGI[:, place]  # type: ignore[union-attr]
-        for number, up_SKO in self.ups_SKO.items():
-            own = factors.ups_KO.get(number) if factors is not None else None
-            written = 0 if own is None else own.shape[0]
-            if own is not None:
-                up_SKO[slot, :written].copy_(own)
-            if written < self.width:
-                up_SKO[slot, written:].zero_()
+            for place, number in enumerate(factors.numbers):
+                self.down_SKGI[slot, : factors.rank, self.at[number]] = factors.down_KGI[:, place]
+        for number, up_KO in factors.ups_KO.items():
+            self.ups_SKO[number][slot, : up_KO.shape[0]].copy_(up_KO)
         for number, beyond_SO in self.beyonds_SO.items():
-            factor = factors.beyonds_O.get(number) if factors is not None else None
-            beyond_SO[slot] = 0 if factor is None else factor
+            beyond_SO[slot] = factors.beyonds_O.get(number, 0)
 
     def narrowed(self, x_TI: Tensor, batch: Batch) -> Tensor:
         """What the tokens come to in the thin middle: [S, K, G, n]."""
@@ -152,13 +148,14 @@ class Stack:
             if beyond_SO is not None:
                 y_SnO.addcmul_(y_SnO, beyond_SO[slice(*batch.slots), None])
             return
-        added_NO = torch.bmm(p_SnK, up_SKO).view(-1, y_TO.shape[1])
-        if batch.taken_N is not None:
-            added_NO = added_NO.index_select(0, batch.taken_N)
+        added_NO = torch.bmm(p_SnK, up_SKO).view(-1, y_TO.shape[1]).index_select(0, batch.taken_N)
         if beyond_SO is not None:
-            z_NO = y_TO.index_select(0, batch.tokens_N).add_(added_NO)
-            added_NO.addcmul_(z_NO, beyond_SO[slice(*batch.slots)].index_select(0, batch.slot_N))
-        y_TO.index_add_(0, batch.tokens_N, added_NO)
+            own_NO = y_TO if batch.tokens_N is None else y_TO.index_select(0, batch.tokens_N)
+            added_NO.addcmul_(own_NO + added_NO, beyond_SO[slice(*batch.slots)].index_select(0, batch.slot_N))
+        if batch.tokens_N is None:
+            y_TO.add_(added_NO)
+        else:
+            y_TO.index_add_(0, batch.tokens_N, added_NO)
 
     @property
     def tensors(self) -> list[Tensor]:

@@ -19,7 +19,7 @@ One thread computes. Others may prepare adapters meanwhile; placing and removing
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -29,10 +29,10 @@ from tunesmith.errors import UserError
 from tunesmith.methods.tuning import Tuning
 from tunesmith.models import slots
 from tunesmith.models.nf4 import is_linear
-from tunesmith.serve.builtin.low_rank import Factors, Group, Share, dtype_of, factors_of
+from tunesmith.serve.builtin.low_rank import Factors, Group, dtype_of, factors_of
+from tunesmith.serve.builtin.place import Place, Row, Span, Stand
 from tunesmith.serve.builtin.stack import MOST_ROWS, Stacks
 
-Span = tuple[int, int, str]  # (first token, behind the last one, adapter; "" is the base)
 _KEPT_ROWS = 4  # descriptions of rows: a step's tokens and those that go to the head, this step's and the last one's
 
 
@@ -67,85 +67,6 @@ class Prepared:
     def bytes(self) -> int:
         """What it takes, each tensor once."""
         return sum(storage.nbytes() for storage in {t.data_ptr(): t.untyped_storage() for t in self.tensors}.values())
-
-
-@dataclass(eq=False)
-class Row:
-    """What the spans of a row mean."""
-
-    tokens: int
-    spans: tuple[Span, ...]
-    share: Share
-    version: int  # of the stacks
-    parts: dict[str, list[tuple[int, int, "_Stand"]]] = field(default_factory=dict)  # by path, made when first asked for
-
-
-@dataclass(frozen=True, slots=True)
-class _Stand:
-    module: Any
-    source: "Place"  # whose input the module reads
-
-
-class Place:
-    """What stands at one path for all adapters that have something there."""
-
-    def __init__(self, mixed: "Mixed", path: str):
-        self.mixed, self.path = mixed, path
-        self.group: Group | None
-        self.group, self.number = mixed.groups.get(path, (None, 0))
-        self.stands: dict[str, _Stand] = {}  # by adapter
-        self.low_rank: set[str] = set()  # adapters that have factors here
-        self.listeners: set[str] = set()  # adapters that read this layer's input elsewhere
-        self.heard: Tensor | None = None
-        self.vocabulary: int | None = None  # rows of the embedding, where this is its place: ids beyond are placeholders
-
-    @property
-    def is_free(self) -> bool:
-        return not (self.stands or self.low_rank or self.listeners)
-
-    def trained(self) -> list[Tensor]:
-        """Nothing is trained while a server runs."""
-        return []
-
-    def __call__(self, layer: Any, *inputs: Any, **named: Any) -> Any:
-        """In place of the layer's forward."""
-        row = self.mixed.row
-        if row is None:
-            return slots.own_forward(layer, *inputs, **named)
-        x: Tensor = inputs[0] if inputs else next(iter(named.values()))
-        if self.listeners:
-            self.heard = x
-        stands = self._of(row)
-        if stands and all(hasattr(stand.module, "instead") for _, _, stand in stands) and _length(stands) == row.tokens:
-            own_parts = [self._instead(layer, stand, start, end, row, inputs, named) for start, end, stand in stands]
-            return _joined(own_parts, _axis(x, row.tokens))
-        if self.group is not None and not self.group.work(row.share).is_idle:
-            output: Any = self.group.output(self.number, x, row.share)
-        elif self.vocabulary is not None:
-            output = slots.own_forward(layer, x.clamp(max=self.vocabulary - 1))
-        else:
-            output = slots.own_forward(layer, *inputs, **named)
-        for start, end, stand in stands:
-            if hasattr(stand.module, "instead"):
-                _write(output, self._instead(layer, stand, start, end, row, inputs, named), start, end, row.tokens)
-                continue
-            read = x if stand.source is self else stand.source.heard
-            assert read is not None, f"{stand.source.path} was not computed before {self.path}"
-            first = output[0] if isinstance(output, tuple) else output
-            own = _cut(first, start, end, row.tokens)
-            changed = stand.module.changed(layer, _cut(read, start, end, row.tokens), own)
-            if changed is not own:
-                own.copy_(changed)
-        return output
-
-    def _of(self, row: Row) -> list[tuple[int, int, _Stand]]:
-        if (found := row.parts.get(self.path)) is None:
-            found = row.parts[self.path] = [(start, end, self.stands[name]) for start, end, name in row.spans if name in self.stands]
-        return found
-
-    def _instead(self, layer: Any, stand: _Stand, start: int, end: int, row: Row, inputs: tuple[Any, ...], named: dict[str, Any]) -> Any:
-        cut = [_cut(value, start, end, row.tokens) for value in inputs]
-        return stand.module.instead(layer, *cut, **{key: _cut(value, start, end, row.tokens) for key, value in named.items()})
 
 
 class Mixed:
@@ -230,7 +151,7 @@ class Mixed:
                 source = self._place(part.reads)
                 if part.reads != part.path:
                     source.listeners.add(name)
-                self._place(part.path).stands[name] = _Stand(part.module, source)
+                self._place(part.path).stands[name] = Stand(part.module, source)
             self._rows.clear()
 
     def remove(self, name: str) -> None:
@@ -313,7 +234,7 @@ class Mixed:
 
     def _place(self, path: str) -> Place:
         if (place := self._places.get(path)) is None:
-            place = self._places[path] = Place(self, path)
+            place = self._places[path] = Place(path, lambda: self.row, self.groups.get(path))
             place.vocabulary = self._vocabulary if path == self._embedding else None
             slots.place(self.model, {path: place})  # type: ignore[dict-item]
         return place
@@ -362,40 +283,3 @@ def _notes(name: str, tuning: Tuning, model: Any) -> tuple[str, ...]:
 def _own(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """A copy without what it was a view of."""
     return tensor.detach().to(dtype, copy=True, memory_format=torch.contiguous_format)
-
-
-def _length(stands: Sequence[tuple[int, int, Any]]) -> int:
-    return sum(end - start for start, end, _ in stands)
-
-
-def _axis(tensor: Tensor, tokens: int) -> int | None:
-    """Along which a tensor holds the row's tokens: the outermost in memory of those that are as long, since heads and channels are
-    made within a token. None where it holds none."""
-    found = [axis for axis in range(tensor.ndim) if tensor.shape[axis] == tokens]
-    return max(found, key=tensor.stride, default=None)
-
-
-def _cut(value: Any, start: int, end: int, tokens: int) -> Any:
-    """A stretch of what an input holds of the row, as a view; what holds nothing of it as it is."""
-    if not isinstance(value, Tensor) or end - start == tokens:
-        return value
-    axis = _axis(value, tokens)
-    return value if axis is None else value.narrow(axis, start, end - start)
-
-
-def _write(whole: Any, part: Any, start: int, end: int, tokens: int) -> None:
-    """Put a stretch's output into a row's."""
-    if isinstance(whole, tuple):
-        for each, its in zip(whole, part, strict=True):
-            _write(each, its, start, end, tokens)
-    elif isinstance(whole, Tensor):
-        _cut(whole, start, end, tokens).copy_(part)
-
-
-def _joined(parts: Sequence[Any], axis: int | None) -> Any:
-    """Outputs of stretches that fill a row, as the row's; they hold tokens where the input does."""
-    if len(parts) == 1:
-        return parts[0]
-    if isinstance(parts[0], tuple):
-        return tuple(_joined(each, axis) for each in zip(*parts, strict=True))
-    return torch.cat(list(parts), dim=axis or 0)

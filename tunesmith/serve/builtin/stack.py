@@ -142,16 +142,16 @@ class Stacks:
         for start, end, name in spans:
             by_slot[slots.placed[name] - first] += range(start, end)
         most = max(map(len, by_slot))
-        padded = [token for each in by_slot for token in [*each, *[0] * (most - len(each))]]
-        real = [token for each in by_slot for token in each]
-        if padded == list(range(tokens)):
+        if [token for each in by_slot for token in each] == list(range(tokens)) and len({len(each) for each in by_slot}) == 1:
             nothing = torch.empty(0, dtype=torch.long)
-            return Batch(width, (first, behind), names, None, nothing, None, nothing)
-        taken = [slot * most + place for slot, each in enumerate(by_slot) for place in range(len(each))]
-        whose = [slot for slot, each in enumerate(by_slot) for _ in each]
-        numbers = torch.tensor([*padded, *real, *whose, *taken]).to(device)
-        index_M, tokens_N, slot_N, taken_N = numbers.split([len(padded), len(real), len(real), len(real)])
-        return Batch(width, (first, behind), names, index_M, tokens_N, None if len(real) == len(padded) else taken_N, slot_N)
+            return Batch(width, (first, behind), names, None, nothing, nothing, None)
+        most = 1 << (most - 1).bit_length()  # a product of 3 takes longer than one of 4
+        padded = [token for each in by_slot for token in [*each, *[0] * (most - len(each))]]
+        real = sorted((token, slot, slot * most + place) for slot, each in enumerate(by_slot) for place, token in enumerate(each))
+        at, whose, taken = (list(column) for column in zip(*real, strict=True))
+        numbers = torch.tensor([*padded, *taken, *whose, *at]).to(device)
+        index_M, taken_N, slot_N, tokens_N = numbers.split([len(padded), len(real), len(real), len(real)])
+        return Batch(width, (first, behind), names, index_M, taken_N, slot_N, None if len(real) == tokens else tokens_N)
 
     def _make(self, slots: Slots, needed: int) -> None:
         """Empty stacks with room for so many, at least; who stood there is written again when it is asked for."""
