@@ -25,6 +25,7 @@ TITLES = {
     "train": "The optimizer's loop",
     "evaluate": "On the way",
     "out": "The result",
+    "serve_with": "Where it goes",
 }
 
 

@@ -290,7 +290,7 @@ def test_every_setting_has_a_line_in_the_table():
     keys = {row.key for row in table()}
     expected = {f"{section}.{name}" for section, cls in config.SECTIONS.items() for name in leaves(cls)}
     expected |= {f"method.{name} ({method})" for method, cls in SETTINGS.items() for name in leaves(cls) - {"name"}}
-    expected |= {"method.name", "out", "data.train.N.source", "data.train.N.weight"}
+    expected |= {"method.name", "out", "serve_with", "data.train.N.source", "data.train.N.weight"}
     assert keys == expected and len(table()) == len(keys)
     assert all(row.sentence.endswith(".") and row.choices and row.default for row in table())
 

@@ -195,6 +195,8 @@ class Run(Settings):
     """What is measured on the way."""
     out: str = ""
     """Run folder; by default runs/MODEL-METHOD-DATA."""
+    serve_with: Literal["auto", "builtin", "vllm", "tgi", "llamacpp", "ollama"] | None = None
+    """What the result will be served by: what that takes only after a conversion, or not at all, is said before the run; auto: any."""
 
 
 METHOD_NAMES = ["auto", *SETTINGS, "qlora"]
@@ -388,7 +390,7 @@ def table() -> list[Row]:
     rows += _rows("data.train.N", Source)
     rows.append(Row("method.name", "auto", " | ".join(METHOD_NAMES), Run.model_fields["method"].description or ""))
     rows += [row for name, cls in SETTINGS.items() for row in _rows("method", cls, f" ({name})") if not row.key.startswith("method.name")]
-    return [*rows, _row("out", Run.model_fields["out"])]
+    return [*rows, *(_row(key, Run.model_fields[key]) for key in ("out", "serve_with"))]
 
 
 def _rows(section: str, cls: type[Settings], suffix: str = "") -> list[Row]:

@@ -175,18 +175,20 @@ def _of_lora(takes: Server, traits: Traits) -> Verdict:
 # --- what is said at the start of a run ---
 
 
+ALONE = (
+    "of all servers `tunesmith serve` alone takes what this run trains as it is; for the others `tunesmith export DIR --to TARGET --as lora` "
+    "fits a LoRA to it and tells the error (docs/export/served.md)"
+)
+
+
 def warnings(traits: Traits, serve_with: str | None) -> list[str]:
-    """Sentences for the start of a run: how the chosen server will take its result; with none chosen, only where nobody else could."""
-    if serve_with is None or serve_with == "auto":
-        others = [name for name in SERVERS if name not in ("builtin", "peft")]
-        if serve_with is None and any(verdict(name, traits).how in EXACT for name in others):
-            return []
-        if serve_with == "auto" and any(verdict(name, traits).how == "as it is" for name in others):
-            return []
-        told = [_told(name, verdict(name, traits)) for name in others]
-        return ["what this run trains is served as it is by `tunesmith serve` alone: " + "; ".join(told)] if told else []
-    found = verdict(serve_with, traits)
-    return [] if found.how == "as it is" else [f"serve_with={serve_with}: {_told(serve_with, found)}; {COMMANDS[found.how](serve_with)}"]
+    """Sentences for the start of a run: how the chosen server will take its result; with none chosen, where no other server could."""
+    if serve_with not in (None, "auto"):
+        found = verdict(serve_with, traits)
+        said = f"serve_with={serve_with}: {_told(serve_with, found)}; {COMMANDS[found.how](serve_with)}"
+        return [] if found.how == "as it is" else [said]
+    found_elsewhere = [verdict(name, traits).how for name in SERVERS if name not in ("builtin", "peft")]
+    return [] if traits.head or any(how in EXACT for how in found_elsewhere) else [ALONE]
 
 
 def _told(server: str, found: Verdict) -> str:

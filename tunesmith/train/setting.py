@@ -19,6 +19,7 @@ from tunesmith.data.corpus.documents import Documents
 from tunesmith.data.corpus.stream import Stream
 from tunesmith.data.rendering.render import Renderer
 from tunesmith.errors import UserError
+from tunesmith.export import served
 from tunesmith.methods.layouts import layout
 from tunesmith.methods.layouts.adapter_file import check_base
 from tunesmith.methods.method import METHODS, build, learning_rates
@@ -128,7 +129,15 @@ def decide(run: Run, origins: dict[str, str], tell: Tell = lambda sentence: None
     auto.set("train.compile", "auto", *engine.compiles(auto.run, device, dtype, steps, flops))
     auto.set("train.cuda_graphs", "auto", *engine.recorded(auto.run, device, size.total_parameters))
     auto.set("out", "", _out(auto.run, located), "model, method and data")
-    notes = [*tuning.notes, *optimizers.notes(auto.run, dtype), *choice.notes, *_losses(report), *([unknown] if unknown else [])]
+    served_notes = served.warnings(served.traits_of(tuning), auto.run.serve_with)
+    notes = [
+        *tuning.notes,
+        *served_notes,
+        *optimizers.notes(auto.run, dtype),
+        *choice.notes,
+        *_losses(report),
+        *([unknown] if unknown else []),
+    ]
     if run.evaluate.forgetting:
         notes.append(
             "evaluate.forgetting: this version does not measure yet what the model forgot; compare with `tunesmith evaluate --against`"
