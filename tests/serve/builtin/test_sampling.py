@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import (
@@ -61,12 +62,13 @@ SETTINGS: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("candidates", [256, 4])
+@pytest.mark.parametrize("near", [sampling.NEAR, (-1.0, -np.inf)], ids=["", "few"])
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
 def test_draws_follow_the_distribution_of_transformers_warpers(
-    settings: dict[str, Any], candidates: int, monkeypatch: pytest.MonkeyPatch
+    settings: dict[str, Any], near: tuple[float, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sampling, "CANDIDATES", candidates)  # with 4, top_p has to sort the rest
+    monkeypatch.setattr(sampling, "NEAR", near)  # with few, top_p has to sort the rest
+    monkeypatch.setattr(sampling, "BLOCK", 16)
     logits_V = logits(1, 60, seed=3)[0]
     count = 6000
     seen, wanted = drawn(logits_V, count, **settings), expected(logits_V, **settings) * count
@@ -85,13 +87,52 @@ def test_the_words_that_are_left_are_those_of_transformers(settings: dict[str, A
     """Over a large vocabulary, with bfloat16's many equals."""
     logits_BV = logits(6, 3000, seed=5, scale=1.0).to(dtype)
     scores_BV = (logits_BV.float() - logits_BV.float().amax(-1, keepdim=True)) / settings["temperature"]
-    kept_BV = sampling._kept(scores_BV, scores_BV.exp(), [ask(**settings)] * 6)
-    for kept_V, logits_V in zip(kept_BV, logits_BV.float(), strict=True):
+    values_BK, kept_BK = sampling._kept(scores_BV, [ask(**settings)] * 6)
+    for values_K, kept_K, scores_V, logits_V in zip(values_BK, kept_BK, scores_BV, logits_BV.float(), strict=True):
         theirs_V = expected(logits_V, **settings) > 0
-        # of equals they keep any, so the number is compared, and the words above the last one kept
-        assert abs(int(kept_V.sum()) - int(theirs_V.sum())) <= 1
-        lowest = float(logits_V[theirs_V].min())
-        assert torch.equal(kept_V & (logits_V > lowest), logits_V > lowest)
+        # of equals they keep any, so words are compared by their scores; a sum of theirs may be rounded to the other side of p
+        ours, theirs = values_K[kept_K], scores_V[theirs_V].sort(descending=True).values
+        assert abs(len(ours) - len(theirs)) <= 1
+        shorter = min(len(ours), len(theirs))
+        assert torch.equal(ours[:shorter], theirs[:shorter])
+
+
+def test_equals_are_told_apart_by_their_ids() -> None:
+    """All words are equally likely, as in a model that knows nothing: half of them stay, and which one comes is no matter of a sort."""
+    logits_BV = torch.zeros(1, 1000)
+    found = set()
+    for seed in range(300):
+        choice = Choice(ask(seed=seed, temperature=1.0, top_p=0.5), 1000)
+        token = choose(logits_BV, [choice])[0]
+        assert token is not None and token.id == int(choice.number * 500)
+        found.add(token.id)
+    assert len(found) > 200 and max(found) < 500
+    with_k = choose(logits_BV, [Choice(ask(seed=9, temperature=1.0, top_k=3), 1000)])[0]
+    assert with_k is not None and with_k.id == int(Choice(ask(seed=9), 1).number * 1000), "all are as likely as the third"
+
+
+def test_the_ways_of_a_gpu_find_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What asks `device.type` takes the other branch on the meta-named device; here both are run on a CPU's tensors."""
+    scores_CV = logits(5, 3000, seed=2, scale=1.5).bfloat16().float()
+    scores_CV -= scores_CV.amax(-1, keepdim=True)
+
+    class Elsewhere(torch.Tensor):
+        """A CPU's tensor that says it lies on a GPU."""
+
+        device = torch.device("cuda")  # type: ignore[assignment]
+
+    there_CV = scores_CV.as_subclass(Elsewhere)
+    values_CK, level_C1 = sampling._largest(there_CV, [1] * 5)
+    assert values_CK.shape == (5, sampling.CANDIDATES) and torch.equal(level_C1, values_CK[:, -1:])
+    assert torch.equal(values_CK, sampling._sorted(scores_CV)[:, : sampling.CANDIDATES])
+    assert torch.equal(sampling._sorted(there_CV), sampling._sorted(scores_CV))
+    value_C1, nth_C1 = values_CK[:, 40:41], torch.zeros(5, 1, dtype=torch.long)
+    for nth in (0, 1):
+        here = sampling._nth_of_score(scores_CV, value_C1.as_subclass(torch.Tensor), nth_C1 + nth)
+        there = sampling._nth_of_score(there_CV, value_C1, nth_C1 + nth)
+        several = torch.tensor([int((row == value).sum()) > nth for row, value in zip(scores_CV, value_C1, strict=True)])
+        assert torch.equal(here[several], there.as_subclass(torch.Tensor)[several]) and several.any()
+    assert torch.equal(sampling._likeliest(there_CV).as_subclass(torch.Tensor), sampling._likeliest(scores_CV))
 
 
 def test_rows_of_one_batch_each_keep_to_their_own_settings() -> None:

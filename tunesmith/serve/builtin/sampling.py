@@ -11,15 +11,20 @@ Shapes: B answers of a step, V words of the model's head, R and C rows of B, K c
 """
 
 import random
+from collections import Counter
 from collections.abc import Sequence
 
+import numpy as np
 import torch
+from torch.nn import functional
 
 from tunesmith.serve.ask import Ask, Token
 from tunesmith.serve.builtin.constraints import Matcher
 
-CANDIDATES = 256  # the largest so many are sorted first; a whole vocabulary only where these do not reach top_p
 GREEDY = 1e-5  # temperatures below take the likeliest token
+NEAR = (-8.0, -16.0, -np.inf)  # nats below the likeliest word: those nearer are sorted first, all only where these are too few
+CANDIDATES = 256  # on a GPU the largest so many are sorted first
+BLOCK = 256  # words whose weights are summed before they are searched
 _UNSIGNED = (1 << 64) - 1  # Python's generator takes the absolute value of a seed; -1 and 1 are two
 
 
@@ -41,9 +46,8 @@ class Choice:
         self._penalised = ask.frequency_penalty != 0 or ask.presence_penalty != 0 or ask.repetition_penalty != 1
         self._bias = {token: value for token, value in ask.logit_bias.items() if 0 <= token < vocabulary and value}
         self._stops = sorted(token for token in ask.stop_ids if 0 <= token < vocabulary)
-        self._uncounted: list[int] = []  # of the answer, not yet in `_counts_V`
-        self._counts_V: torch.Tensor | None = None  # how often each word came in the answer
-        self._seen_V: torch.Tensor | None = None  # which came in prompt or answer
+        self._counts: Counter[int] = Counter()  # how often each word came in the answer
+        self._prompt_P: torch.Tensor | None = None  # words of the prompt, each once
 
     @property
     def finished(self) -> bool:
@@ -68,7 +72,7 @@ class Choice:
         self.taken += 1
         self.number = self._random.random()
         if self._penalised and 0 <= token < self._vocabulary:
-            self._uncounted.append(token)
+            self._counts[token] += 1
         if self.matcher is not None:
             self.matcher.accept(token)
 
@@ -86,27 +90,18 @@ class Choice:
             self.matcher.mask(logits_V)
 
     def _penalise(self, logits_V: torch.Tensor) -> None:
-        ask, counts_V = self.ask, self._counts(logits_V.device)
+        """Only at the words that came: they are few beside the vocabulary."""
+        ask, device = self.ask, logits_V.device
+        came_C = torch.tensor(list(self._counts), dtype=torch.long, device=device)
         if ask.repetition_penalty != 1:
-            assert self._seen_V is not None
-            factor_V = torch.where(logits_V > 0, 1 / ask.repetition_penalty, ask.repetition_penalty)
-            logits_V.mul_(torch.where(self._seen_V, factor_V, 1.0))
-        logits_V.sub_(counts_V, alpha=ask.frequency_penalty)
-        logits_V.sub_((counts_V > 0).to(logits_V.dtype), alpha=ask.presence_penalty)
-
-    def _counts(self, device: torch.device) -> torch.Tensor:
-        """Dense, and only what came since the last step is added: a list of a long answer's ids would be sent again every step."""
-        if self._counts_V is None or self._seen_V is None:
-            self._counts_V = torch.zeros(self._vocabulary, device=device)
-            self._seen_V = torch.zeros(self._vocabulary, dtype=torch.bool, device=device)
-            prompt = sorted({token for token in self.ask.prompt_ids if 0 <= token < self._vocabulary})
-            self._seen_V[torch.tensor(prompt, dtype=torch.long, device=device)] = True
-        if self._uncounted:
-            new = torch.tensor(self._uncounted, device=device)
-            self._counts_V.index_add_(0, new, torch.ones(len(new), device=device))
-            self._seen_V[new] = True
-            self._uncounted.clear()
-        return self._counts_V
+            if self._prompt_P is None:
+                prompt = sorted({token for token in ask.prompt_ids if 0 <= token < self._vocabulary})
+                self._prompt_P = torch.tensor(prompt, dtype=torch.long, device=device)
+            words = torch.cat([self._prompt_P, came_C])  # a word of both is written twice, with one value
+            values = logits_V[words]
+            logits_V[words] = torch.where(values > 0, values / ask.repetition_penalty, values * ask.repetition_penalty)
+        less = [ask.frequency_penalty * count + ask.presence_penalty for count in self._counts.values()]
+        logits_V.index_add_(0, came_C, torch.tensor(less, dtype=logits_V.dtype, device=device), alpha=-1)
 
 
 def choose(logits_BV: torch.Tensor, choices: Sequence[Choice]) -> list[Token | None]:
@@ -115,18 +110,19 @@ def choose(logits_BV: torch.Tensor, choices: Sequence[Choice]) -> list[Token | N
     None where there is none: NaN or +inf among the logits, or a constraint that leaves no word (`Choice.trouble` says which).
     """
     assert len(logits_BV) == len(choices), "one row of logits for each choice"
-    best_B, ids_B = logits_BV.max(-1)  # NaN wins a maximum, so this is the test for it, too
-    good_B = best_B.isfinite()
+    logits_BV = logits_BV.detach()
+    good_B = logits_BV.amax(-1).isfinite()  # NaN wins a maximum
+    ids_B = _likeliest(logits_BV)
     rows = [row for row, choice in enumerate(choices) if choice.changes_logits or not choice.is_greedy]
     if rows:
-        logits_RV = logits_BV[rows].float()
+        logits_RV = _some(logits_BV, rows).float()
         for logits_V, row in zip(logits_RV, rows, strict=True):
             if choices[row].changes_logits:
                 choices[row].change(logits_V)
-        best_R, ids_R = logits_RV.max(-1)
+        best_R, ids_R = logits_RV.amax(-1), _likeliest(logits_RV)
         drawn = [at for at, row in enumerate(rows) if not choices[row].is_greedy]
         if drawn:
-            ids_R[drawn] = _draw(logits_RV[drawn], best_R[drawn], [choices[rows[at]] for at in drawn])
+            ids_R[drawn] = _draw(_some(logits_RV, drawn), best_R[drawn], [choices[rows[at]] for at in drawn])
         ids_B[rows] = ids_R
         good_B[rows] &= best_R.isfinite()
     told = _logprobs(logits_BV, ids_B, choices)
@@ -134,66 +130,144 @@ def choose(logits_BV: torch.Tensor, choices: Sequence[Choice]) -> list[Token | N
     return [None if token < 0 else Token(token, *told.get(row, ())) for row, token in enumerate(ids)]
 
 
-def _draw(logits_RV: torch.Tensor, best_R: torch.Tensor, choices: Sequence[Choice]) -> torch.Tensor:
-    """One word of each row: the first whose cumulative weight is beyond the answer's random number."""
+def _some(logits_BV: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
+    """A copy of some rows."""
+    return logits_BV.index_select(0, torch.tensor(rows, device=logits_BV.device))
+
+
+def _likeliest(logits_BV: torch.Tensor) -> torch.Tensor:
+    if logits_BV.device.type == "cpu":
+        return torch.from_numpy(logits_BV.float().numpy().argmax(-1))  # vectorised, which torch's is not
+    return logits_BV.argmax(-1)
+
+
+def _draw(scores_RV: torch.Tensor, best_R: torch.Tensor, choices: Sequence[Choice]) -> torch.Tensor:
+    """One word of each row: the first whose cumulative weight is beyond the answer's random number. `scores_RV` is used up."""
     asks = [choice.ask for choice in choices]
-    # 64 bits: sums over a vocabulary in 32 would shift the last words of a large one
-    settings = [[ask.temperature, choice.number] for ask, choice in zip(asks, choices, strict=True)]
-    temperature_R1, number_R1 = torch.tensor(settings, dtype=torch.float64, device=logits_RV.device).split(1, dim=1)
+    temperature_R1 = _column([ask.temperature for ask in asks], scores_RV)
+    number_R1 = _column([choice.number for choice in choices], scores_RV)
     # the largest becomes 0 before the division, so that a small temperature overflows towards no weight
-    scores_RV = (logits_RV - best_R.unsqueeze(-1)) / temperature_R1.float()
-    weights_RV = scores_RV.exp()
-    vocabulary = logits_RV.shape[-1]
-    cut = [row for row, ask in enumerate(asks) if ask.top_p < 1 or 0 < ask.top_k < vocabulary or ask.min_p > 0]
+    scores_RV.sub_(best_R.unsqueeze(-1)).div_(temperature_R1.float())
+    cut = [row for row, ask in enumerate(asks) if ask.top_p < 1 or 0 < ask.top_k < scores_RV.shape[-1] or ask.min_p > 0]
     if len(cut) == len(asks):
-        weights_RV *= _kept(scores_RV, weights_RV, asks)
-    elif cut:
-        weights_RV[cut] *= _kept(scores_RV[cut], weights_RV[cut], [asks[row] for row in cut])
-    below_RV = weights_RV.cumsum(-1, dtype=torch.float64)
-    total_R1 = below_RV[:, -1:]
-    # a product may be rounded up to the total, behind which there is no word
+        return _from_largest(scores_RV, number_R1, asks)
+    ids_R = _from_all(scores_RV.exp(), number_R1)
+    if cut:
+        ids_R[cut] = _from_largest(_some(scores_RV, cut), number_R1[cut], [asks[row] for row in cut])
+    return ids_R
+
+
+def _column(values: Sequence[float], like: torch.Tensor) -> torch.Tensor:
+    """64 bits: what is compared with sums over a vocabulary."""
+    return torch.tensor(values, dtype=torch.float64, device=like.device).unsqueeze(-1)
+
+
+def _from_all(weights_RV: torch.Tensor, number_R1: torch.Tensor) -> torch.Tensor:
+    """First the block of words, then the word in it."""
+    rows, vocabulary = weights_RV.shape
+    weights_RNB = functional.pad(weights_RV, (0, -vocabulary % BLOCK)).view(rows, -1, BLOCK)
+    block_R1, rest_R1 = _search(weights_RNB.sum(-1), number_R1)
+    weights_RB = weights_RNB.gather(1, block_R1.unsqueeze(-1).expand(-1, -1, BLOCK)).squeeze(1)
+    word_R1, _ = _search(weights_RB, rest_R1)
+    return (block_R1 * BLOCK + word_R1).squeeze(-1).clamp_max(vocabulary - 1)
+
+
+def _search(weights_RK: torch.Tensor, number_R1: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The place where the cumulative weight passes a share of the whole, and which share of that place's own weight is passed."""
+    below_RK = weights_RK.cumsum(-1, dtype=torch.float64)
+    total_R1 = below_RK[:, -1:]
+    # a product may be rounded up to the total, behind which there is nothing
     at_R1 = torch.minimum(number_R1 * total_R1, torch.nextafter(total_R1, torch.zeros_like(total_R1)))
-    return torch.searchsorted(below_RV, at_R1, right=True).squeeze(-1).clamp_max(vocabulary - 1)
+    place_R1 = torch.searchsorted(below_RK, at_R1, right=True).clamp_max(weights_RK.shape[-1] - 1)
+    weight_R1 = weights_RK.gather(-1, place_R1).double()
+    return place_R1, ((at_R1 - below_RK.gather(-1, place_R1) + weight_R1) / weight_R1).clamp(0, 1)
 
 
-def _kept(scores_CV: torch.Tensor, weights_CV: torch.Tensor, asks: Sequence[Ask]) -> torch.Tensor:
-    """Which words min_p, then top_k, then top_p leave. Words as likely as the k-th stay with it; of words as likely as the last one
-    that top_p needs, those of low id stay, so that the answer does not hang on how a sort treats equals."""
-    vocabulary, device = scores_CV.shape[-1], scores_CV.device
-    settings = [[ask.min_p, ask.top_k if 0 < ask.top_k < vocabulary else 0, ask.top_p] for ask in asks]
-    min_p_C1, top_k_C1, top_p_C1 = torch.tensor(settings, dtype=torch.float64, device=device).split(1, dim=1)
-    width = min(vocabulary, max(CANDIDATES, *(int(top_k) for _, top_k, _ in settings)))
-    values_CK = scores_CV.topk(width).values
-    kth_C1 = values_CK.gather(-1, (top_k_C1.long() - 1).clamp_min(0))
+def _from_largest(scores_CV: torch.Tensor, number_C1: torch.Tensor, asks: Sequence[Ask]) -> torch.Tensor:
+    """A draw from what min_p, then top_k, then top_p leave: the place among the scores in falling order, then the word of that score."""
+    values_CK, kept_CK = _kept(scores_CV, asks)
+    place_C1, _ = _search(values_CK.exp() * kept_CK, number_C1)
+    value_C1 = values_CK.gather(-1, place_C1)
+    nth_C1 = place_C1 - (values_CK > value_C1).sum(-1, keepdim=True)
+    return _nth_of_score(scores_CV, value_C1, nth_C1)
+
+
+def _kept(scores_CV: torch.Tensor, asks: Sequence[Ask]) -> tuple[torch.Tensor, torch.Tensor]:
+    """The largest scores in falling order, and which of them stay: always a beginning. Words as likely as the k-th stay with it."""
+    vocabulary = scores_CV.shape[-1]
+    top_k = [ask.top_k if 0 < ask.top_k < vocabulary else 0 for ask in asks]
+    min_p_C1, top_k_C1 = _column([ask.min_p for ask in asks], scores_CV), _column(top_k, scores_CV).long()
+    top_p_C1 = _column([ask.top_p if ask.top_p < 1 else torch.inf for ask in asks], scores_CV)
+    values_CK, level_C1 = _largest(scores_CV, [k + 1 for k in top_k])
+    kth_C1 = values_CK.gather(-1, (top_k_C1 - 1).clamp_min(0))
     lowest_C1 = torch.maximum(min_p_C1.log().float(), torch.where(top_k_C1 > 0, kth_C1, -torch.inf))
-    if all(ask.top_p >= 1 for ask in asks):
-        return scores_CV >= lowest_C1
-    total_C1 = (weights_CV * (scores_CV >= lowest_C1)).sum(-1, keepdim=True, dtype=torch.float64)
-    threshold_C1, equals_C1, reached_C1 = _nucleus(values_CK, lowest_C1, total_C1, top_p_C1, vocabulary)
-    rest = [row for row, reached in enumerate(reached_C1.squeeze(-1).tolist()) if not reached]
+    whole_C1 = (lowest_C1 > level_C1) | (level_C1 == -torch.inf)  # all words that may stay are among these
+    total_C1 = (values_CK.exp() * (values_CK >= lowest_C1)).sum(-1, keepdim=True, dtype=torch.float64)
+    rest = [row for row, whole in enumerate(whole_C1.squeeze(-1).tolist()) if not whole]
     if rest:
-        sorted_CV = scores_CV[rest].sort(-1, descending=True).values
-        threshold_C1[rest], equals_C1[rest], _ = _nucleus(sorted_CV, lowest_C1[rest], total_C1[rest], top_p_C1[rest], vocabulary)
-    equal_CV = scores_CV == threshold_C1
-    return (scores_CV > threshold_C1) | (equal_CV & (equal_CV.cumsum(-1) <= equals_C1))
+        weights_CV = scores_CV[rest].exp()
+        if any(asks[row].min_p for row in rest):
+            weights_CV *= scores_CV[rest] >= lowest_C1[rest]
+        total_C1[rest] = weights_CV.sum(-1, keepdim=True, dtype=torch.float64)
+    kept_CK, reached_C1 = _nucleus(values_CK, lowest_C1, total_C1, top_p_C1)
+    rest = [row for row, enough in enumerate((whole_C1 | reached_C1).squeeze(-1).tolist()) if not enough]
+    if rest:
+        wide_CV, wide_kept_CV = scores_CV.new_full(scores_CV.shape, -torch.inf), torch.zeros_like(scores_CV, dtype=torch.bool)
+        wide_CV[:, : values_CK.shape[-1]], wide_kept_CV[:, : values_CK.shape[-1]] = values_CK, kept_CK
+        wide_CV[rest] = _sorted(scores_CV[rest])
+        wide_kept_CV[rest], _ = _nucleus(wide_CV[rest], lowest_C1[rest], total_C1[rest], top_p_C1[rest])
+        return wide_CV, wide_kept_CV
+    return values_CK, kept_CK
 
 
 def _nucleus(
-    values_CK: torch.Tensor, lowest_C1: torch.Tensor, total_C1: torch.Tensor, top_p_C1: torch.Tensor, vocabulary: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The score of the last word that top_p keeps, how many words of just that score it keeps, and whether these largest scores,
-    in falling order, were enough to tell."""
-    able_CK = values_CK >= lowest_C1
-    share_CK = values_CK.exp().double() * able_CK / total_C1
-    # a word stays where those before it do not reach p; the first always does
-    kept_CK = able_CK & (share_CK.cumsum(-1) - share_CK < top_p_C1)
+    values_CK: torch.Tensor, lowest_C1: torch.Tensor, total_C1: torch.Tensor, top_p_C1: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Which of these scores stay: words in falling order as long as those before do not reach p. And whether all of them reach it."""
+    share_CK = values_CK.exp().double() * (values_CK >= lowest_C1) / total_C1
+    below_CK = share_CK.cumsum(-1)
+    kept_CK = (values_CK >= lowest_C1) & (below_CK - share_CK < top_p_C1)
     kept_CK[:, 0] = True
-    count_C1 = kept_CK.sum(-1, keepdim=True)
-    threshold_C1 = values_CK.gather(-1, count_C1 - 1)
-    equals_C1 = ((values_CK == threshold_C1) & kept_CK).sum(-1, keepdim=True)
-    uncut_C1 = top_p_C1 >= 1
-    reached_C1 = uncut_C1 | (count_C1 < values_CK.shape[-1])
-    return torch.where(uncut_C1, lowest_C1, threshold_C1), torch.where(uncut_C1, vocabulary, equals_C1), reached_C1
+    return kept_CK, below_CK[:, -1:] >= top_p_C1
+
+
+def _largest(scores_CV: torch.Tensor, counts: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """The largest scores of each row in falling order, at least `counts` where there are so many and -inf behind them; and a score
+    above which none is missing."""
+    vocabulary = scores_CV.shape[-1]
+    if scores_CV.device.type != "cpu":
+        width = min(vocabulary, max(CANDIDATES, *counts))
+        values_CK = scores_CV.topk(width).values
+        return values_CK, values_CK[:, -1:] if width < vocabulary else torch.full_like(values_CK[:, -1:], -torch.inf)
+    rows: list[np.ndarray] = []
+    levels: list[float] = []
+    for scores_V, count in zip(scores_CV.numpy(), counts, strict=True):
+        for level in NEAR:
+            near = scores_V[scores_V > level]
+            if len(near) >= count:
+                break
+        rows.append(np.sort(near)[::-1])
+        levels.append(level)
+    sorted_CK = np.full((len(rows), max(*map(len, rows), *counts)), -np.inf, dtype=np.float32)
+    for values_K, near in zip(sorted_CK, rows, strict=True):
+        values_K[: len(near)] = near
+    return torch.from_numpy(sorted_CK), torch.tensor(levels).unsqueeze(-1)
+
+
+def _sorted(scores_CV: torch.Tensor) -> torch.Tensor:
+    if scores_CV.device.type == "cpu":
+        return torch.from_numpy(np.sort(scores_CV.numpy())).flip(-1)  # vectorised, which torch's is not
+    return scores_CV.sort(-1, descending=True).values
+
+
+def _nth_of_score(scores_CV: torch.Tensor, value_C1: torch.Tensor, nth_C1: torch.Tensor) -> torch.Tensor:
+    """The words of just these scores; of equals the nth by id, so that an answer does not hang on how a sort treats them."""
+    if scores_CV.device.type == "cpu":
+        found = [np.flatnonzero(scores_V == value) for scores_V, value in zip(scores_CV.numpy(), value_C1.numpy(), strict=True)]
+        # none in a row that is not finite
+        return torch.tensor([int(ids[nth]) if nth < len(ids) else 0 for ids, nth in zip(found, nth_C1.flatten().tolist(), strict=True)])
+    seen_CV = (scores_CV == value_C1).cumsum(-1)
+    return torch.searchsorted(seen_CV, nth_C1 + 1).squeeze(-1).clamp_max(scores_CV.shape[-1] - 1)
 
 
 def _logprobs(
@@ -203,9 +277,11 @@ def _logprobs(
     rows = [row for row, choice in enumerate(choices) if choice.ask.logprobs >= 0]
     if not rows:
         return {}
-    logprobs_RV = logits_BV[rows].float().log_softmax(-1)
-    chosen_R = logprobs_RV.gather(-1, ids_B[rows].unsqueeze(-1)).squeeze(-1)
+    logits_RV = _some(logits_BV, rows).float()
+    whole_R1 = logits_RV.logsumexp(-1, keepdim=True)
+    chosen_R = (logits_RV.gather(-1, ids_B[rows].unsqueeze(-1)) - whole_R1).squeeze(-1)
     wanted = [min(choices[row].ask.logprobs, logits_BV.shape[-1]) for row in rows]
-    values_RK, ids_RK = logprobs_RV.topk(max(wanted))
+    values_RK, ids_RK = logits_RV.topk(max(wanted))
+    values_RK -= whole_R1
     found = zip(rows, wanted, chosen_R.tolist(), ids_RK.tolist(), values_RK.tolist(), strict=True)
     return {row: (chosen, tuple(zip(ids[:count], values[:count], strict=True))) for row, count, chosen, ids, values in found}
