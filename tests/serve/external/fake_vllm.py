@@ -1,7 +1,7 @@
 """A server that speaks as vLLM does, without a model: an answer counts on from the prompt's last id. Run as a script, in a process of
 its own, with vLLM's flags. What the first id of a prompt asks for:
 
-    400  refused        401  nothing comes until the client leaves        402  the process dies in the middle        403  an error in the stream
+    400 refused    401 nothing comes until the client leaves    402 the process dies in the middle    403 an error in the stream
 """
 
 import json

@@ -4,6 +4,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +120,7 @@ def test_adapters_come_and_go(engine: Vllm, folders: Path) -> None:
     for act in (lambda: engine.unload("b"), lambda: engine.submit(asked("b", [1]), Gathered())):
         with pytest.raises(LookupError):
             act()
-    with pytest.raises(UserError, match="does not take .*broken: no such tensor"):
+    with pytest.raises(UserError, match=r"does not take .*broken: no such tensor"):
         engine.load("c", lora(folders / "broken", 8))
     with pytest.raises(UserError, match="rank 32, and vLLM was started for 16"):
         engine.load("c", lora(folders / "wide", 32))
@@ -129,7 +130,7 @@ def test_adapters_come_and_go(engine: Vllm, folders: Path) -> None:
 
 def test_it_is_started_with_what_it_needs(engine: Vllm, folders: Path) -> None:
     argv = seen(engine)["argv"]
-    said = dict(zip(argv, argv[1:], strict=False))
+    said = dict(pairwise(argv))
     assert said["--max-lora-rank"] == "16", "a rank pattern counts"
     assert json.loads(said["--lora-modules"]) == {"name": "a", "path": str(folders / "a")}
     assert (said["--generation-config"], said["--host"], said["--model"]) == ("vllm", "127.0.0.1", str(folders))
