@@ -195,8 +195,8 @@ class Run(Settings):
     """What is measured on the way."""
     out: str = ""
     """Run folder; by default runs/MODEL-METHOD-DATA."""
-    serve_with: Literal["auto", "builtin", "vllm", "tgi", "llamacpp", "ollama"] | None = None
-    """What the result will be served by: what that takes only after a conversion, or not at all, is said before the run; auto: any."""
+    serve_with: Literal["builtin", "vllm", "tgi", "llamacpp", "ollama"] | None = None
+    """What the result will be served by: what that takes only after a conversion, or not at all, is said before the run."""
 
 
 METHOD_NAMES = ["auto", *SETTINGS, "qlora"]

@@ -176,14 +176,14 @@ def _of_lora(takes: Server, traits: Traits) -> Verdict:
 
 
 ALONE = (
-    "of all servers `tunesmith serve` alone takes what this run trains as it is; for the others `tunesmith export DIR --to TARGET --as lora` "
-    "fits a LoRA to it and tells the error (docs/export/served.md)"
+    "of all servers `tunesmith serve` alone takes what this run trains as it is; for the others "
+    "`tunesmith export DIR --to TARGET --as lora` fits a LoRA to it and tells the error (docs/export/served.md)"
 )
 
 
 def warnings(traits: Traits, serve_with: str | None) -> list[str]:
     """Sentences for the start of a run: how the chosen server will take its result; with none chosen, where no other server could."""
-    if serve_with not in (None, "auto"):
+    if serve_with is not None:
         found = verdict(serve_with, traits)
         said = f"serve_with={serve_with}: {_told(serve_with, found)}; {COMMANDS[found.how](serve_with)}"
         return [] if found.how == "as it is" else [said]
