@@ -115,7 +115,7 @@ def choose(logits_BV: torch.Tensor, choices: Sequence[Choice]) -> list[Token | N
     ids_B = _likeliest(logits_BV)
     rows = [row for row, choice in enumerate(choices) if choice.changes_logits or not choice.is_greedy]
     if rows:
-        logits_RV = _some(logits_BV, rows).float()
+        logits_RV = _some(logits_BV, rows).to(torch.float32, copy=len(rows) == len(choices))
         for logits_V, row in zip(logits_RV, rows, strict=True):
             if choices[row].changes_logits:
                 choices[row].change(logits_V)
@@ -131,7 +131,9 @@ def choose(logits_BV: torch.Tensor, choices: Sequence[Choice]) -> list[Token | N
 
 
 def _some(logits_BV: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
-    """A copy of some rows."""
+    """Some rows; all of them are not copied: new memory costs a CPU more than most of what is computed here."""
+    if len(rows) == len(logits_BV):
+        return logits_BV
     return logits_BV.index_select(0, torch.tensor(rows, device=logits_BV.device))
 
 
@@ -151,9 +153,10 @@ def _draw(scores_RV: torch.Tensor, best_R: torch.Tensor, choices: Sequence[Choic
     cut = [row for row, ask in enumerate(asks) if ask.top_p < 1 or 0 < ask.top_k < scores_RV.shape[-1] or ask.min_p > 0]
     if len(cut) == len(asks):
         return _from_largest(scores_RV, number_R1, asks)
-    ids_R = _from_all(scores_RV.exp(), number_R1)
-    if cut:
-        ids_R[cut] = _from_largest(_some(scores_RV, cut), number_R1[cut], [asks[row] for row in cut])
+    cut_CV = _some(scores_RV, cut) if cut else None
+    ids_R = _from_all(scores_RV.exp_(), number_R1)
+    if cut_CV is not None:
+        ids_R[cut] = _from_largest(cut_CV, number_R1[cut], [asks[row] for row in cut])
     return ids_R
 
 
@@ -165,7 +168,9 @@ def _column(values: Sequence[float], like: torch.Tensor) -> torch.Tensor:
 def _from_all(weights_RV: torch.Tensor, number_R1: torch.Tensor) -> torch.Tensor:
     """First the block of words, then the word in it."""
     rows, vocabulary = weights_RV.shape
-    weights_RNB = functional.pad(weights_RV, (0, -vocabulary % BLOCK)).view(rows, -1, BLOCK)
+    if vocabulary % BLOCK:
+        weights_RV = functional.pad(weights_RV, (0, -vocabulary % BLOCK))
+    weights_RNB = weights_RV.view(rows, -1, BLOCK)
     block_R1, rest_R1 = _search(weights_RNB.sum(-1), number_R1)
     weights_RB = weights_RNB.gather(1, block_R1.unsqueeze(-1).expand(-1, -1, BLOCK)).squeeze(1)
     word_R1, _ = _search(weights_RB, rest_R1)
@@ -205,16 +210,16 @@ def _kept(scores_CV: torch.Tensor, asks: Sequence[Ask]) -> tuple[torch.Tensor, t
     total_C1 = (values_CK.exp() * (values_CK >= lowest_C1)).sum(-1, keepdim=True, dtype=torch.float64)
     rest = [row for row, whole in enumerate(whole_C1.squeeze(-1).tolist()) if not whole]
     if rest:
-        weights_CV = scores_CV[rest].exp()
+        weights_CV = _some(scores_CV, rest).exp()
         if any(asks[row].min_p for row in rest):
-            weights_CV *= scores_CV[rest] >= lowest_C1[rest]
-        total_C1[rest] = weights_CV.sum(-1, keepdim=True, dtype=torch.float64)
+            weights_CV *= _some(scores_CV, rest) >= lowest_C1[rest]
+        total_C1[rest] = weights_CV.sum(-1, keepdim=True).double()
     kept_CK, reached_C1 = _nucleus(values_CK, lowest_C1, total_C1, top_p_C1)
     rest = [row for row, enough in enumerate((whole_C1 | reached_C1).squeeze(-1).tolist()) if not enough]
     if rest:
         wide_CV, wide_kept_CV = scores_CV.new_full(scores_CV.shape, -torch.inf), torch.zeros_like(scores_CV, dtype=torch.bool)
         wide_CV[:, : values_CK.shape[-1]], wide_kept_CV[:, : values_CK.shape[-1]] = values_CK, kept_CK
-        wide_CV[rest] = _sorted(scores_CV[rest])
+        wide_CV[rest] = _sorted(_some(scores_CV, rest))
         wide_kept_CV[rest], _ = _nucleus(wide_CV[rest], lowest_C1[rest], total_C1[rest], top_p_C1[rest])
         return wide_CV, wide_kept_CV
     return values_CK, kept_CK
