@@ -261,25 +261,18 @@ def forces_a_token_by_its_bias(served: Served) -> None:
 
 
 def answers_many_at_once(served: Served) -> None:
-    async def run() -> list[str]:
-        async with served.asynchronous as client:
-            asked = [
-                client.chat.completions.create(
-                    model=served.models[n % len(served.models)],
-                    messages=[{"role": "user", "content": f"Count to {n}."}],
-                    temperature=0,
-                    max_tokens=8,
-                )
-                for n in range(8)
-            ]
-            return [answer.choices[0].message.content or "" for answer in await asyncio.gather(*asked)]
-
-    together = asyncio.run(run())
-    alone = [
-        ask(served, model=served.models[n % len(served.models)], messages=[{"role": "user", "content": f"Count to {n}."}], max_tokens=8)
+    asked: list[Any] = [
+        {"model": served.models[n % len(served.models)], "messages": [{"role": "user", "content": f"Count to {n}."}], "max_tokens": 8}
         for n in range(8)
     ]
-    assert together == [answer.choices[0].message.content for answer in alone]
+
+    async def run() -> list[str | None]:
+        async with served.asynchronous as client:
+            answers = await asyncio.gather(*[client.chat.completions.create(temperature=0, **fields) for fields in asked])
+            return [answer.choices[0].message.content for answer in answers]
+
+    together = asyncio.run(run())
+    assert together == [ask(served, **fields).choices[0].message.content for fields in asked]
 
 
 def frees_the_place_of_a_client_that_leaves(served: Served) -> None:

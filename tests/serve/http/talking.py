@@ -7,10 +7,10 @@ from typing import Any
 import httpx2
 from starlette.applications import Starlette
 
-from tests.serve.fake_engine import FakeEngine, Step, tokens_of
+from tests.serve.fake_engine import Step, tokens_of
 from tests.templates import make_tokenizer
 from tunesmith.data.rendering.render import Renderer
-from tunesmith.serve.ask import Ask
+from tunesmith.serve.ask import Ask, Engine
 from tunesmith.serve.catalog import Catalog, Model
 from tunesmith.serve.customers import Customers
 from tunesmith.serve.http.app import make_app
@@ -49,7 +49,7 @@ def says(family: str, *texts: str | float) -> Callable[[Ask], list[Step]]:
 
 
 def app_of(
-    engine: FakeEngine, family: str = "qwen2.5", adapters: Iterable[str] = ("poet",), customers: Customers | None = None, **more: Any
+    engine: Engine, family: str = "qwen2.5", adapters: Iterable[str] = ("poet",), customers: Customers | None = None, **more: Any
 ) -> Starlette:
     catalog = Catalog(Model("base", renderer_of(family), base="base", created=1))
     for name in adapters:

@@ -16,7 +16,7 @@ from tunesmith.serve.http.tools import Form
 from tunesmith.serve.ask import End, Token
 
 CALLING = [family for family in TEMPLATES if reading_of(renderer_of(family), True).form is not None]
-SEVERAL = [family for family in CALLING if reading_of(renderer_of(family), True).written.joint is not None]
+SEVERAL = [family for family in CALLING if (written := reading_of(renderer_of(family), True).written) and written.joint is not None]
 ARGUMENTS: list[dict[str, Any]] = [
     {},
     {"city": "Genève"},
@@ -31,7 +31,7 @@ def call(name: str, arguments: dict[str, Any], number: int = 1) -> dict[str, Any
     return {"type": "function", "id": f"idofcall{number}", "function": {"name": name, "arguments": arguments}}
 
 
-def written(family: str, calls: list[dict[str, Any]], content: str = "", thought: str = "") -> str:
+def spelled(family: str, calls: list[dict[str, Any]], content: str = "", thought: str = "") -> str:
     """What the model is trained to answer, without its stop token."""
     message = {"role": "assistant", "content": content, "tool_calls": calls} | ({"reasoning_content": thought} if thought else {})
     renderer = renderer_of(family)
@@ -63,7 +63,7 @@ def test_the_families_whose_templates_write_calls():
 @pytest.mark.parametrize("family", CALLING)
 @pytest.mark.parametrize("arguments", ARGUMENTS, ids=range(len(ARGUMENTS)))
 def test_a_rendered_call_is_read_as_that_call(family, arguments):
-    text = written(family, [call("weather", arguments)])
+    text = spelled(family, [call("weather", arguments)])
     opened = family == "deepseek-r1"  # its prompt opens the thinking, which the answer closes
     assert told(read(family, text, opened=opened)) == ("", "", [("weather", arguments)])
 
@@ -71,14 +71,14 @@ def test_a_rendered_call_is_read_as_that_call(family, arguments):
 @pytest.mark.parametrize("family", SEVERAL)
 def test_several_calls_are_read(family):
     calls = [("weather", ARGUMENTS[1]), ("search", ARGUMENTS[2]), ("weather", ARGUMENTS[0])]
-    text = written(family, [call(name, arguments, n) for n, (name, arguments) in enumerate(calls)])
+    text = spelled(family, [call(name, arguments, n) for n, (name, arguments) in enumerate(calls)])
     assert told(read(family, text)) == ("", "", calls)
 
 
 def test_text_beside_calls_and_thinking_in_front_of_them():
-    text = written("qwen2.5", [call("weather", {"city": "Paris"})], "Let me look.", "They want the weather.")
+    text = spelled("qwen2.5", [call("weather", {"city": "Paris"})], "Let me look.", "They want the weather.")
     assert told(read("qwen2.5", text)) == ("They want the weather.", "Let me look.", [("weather", {"city": "Paris"})])
-    text = written("gpt-oss", [call("weather", {"city": "Paris"})], "", "They want the weather.")
+    text = spelled("gpt-oss", [call("weather", {"city": "Paris"})], "", "They want the weather.")
     assert told(read("gpt-oss", text)) == ("They want the weather.", "", [("weather", {"city": "Paris"})])
 
 
