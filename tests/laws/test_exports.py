@@ -1,4 +1,4 @@
-"""Law: every target writes a run's LoRA, proves it by the program that will serve it, and finds a copy in which one tensor is a tenth off."""
+"""Law: every target writes a run's LoRA, has it opened by the program that will serve it, and finds a tensor that is a tenth off."""
 
 import json
 from collections.abc import Callable

@@ -14,7 +14,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-_ACTION = re.compile(r"\{\{(-\s)?(.*?)(\s-)?\}\}", re.DOTALL)
+# a string may hold }}, a comment anything
+_ACTION = re.compile(r'\{\{(-\s)?(\s*/\*.*?\*/\s*?|(?:"(?:[^"\\]|\\.)*"|[^"])*?)(\s-)?\}\}', re.DOTALL)
 _WORD = re.compile(r'\s*("(?:[^"\\]|\\.)*"|:=|[(),]|[^\s(),"]+)')
 _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", '"': '"', "\\": "\\"}
 
@@ -137,7 +138,7 @@ def _block(block: _Block, dot: Any, root: Any, variables: dict[str, Any]) -> Ite
     if ":=" in words:
         names, words = [word for word in words[: words.index(":=")] if word != ","], words[words.index(":=") + 1 :]
     for number, item in enumerate(_value(words, dot, variables)):
-        given = dict(zip(names, (number, item) if len(names) > 1 else (item,), strict=True))
+        given = dict(zip(names, (number, item)[2 - len(names) :], strict=True))
         yield from _run(body, item, root, variables | given)
 
 

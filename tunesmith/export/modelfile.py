@@ -185,7 +185,7 @@ def modelfile(gguf: str, template: str, stops: Sequence[str], system: str, conte
     lines = [f"FROM ./{gguf}", "", f'TEMPLATE """{template}"""', ""]
     if system and '"""' not in system:
         lines += [f'SYSTEM """{system}"""', ""]
-    lines += [f"PARAMETER stop {quoted(stop)}" for stop in stops]
+    lines += [f'PARAMETER stop "{stop}"' for stop in stops]
     lines += [f"PARAMETER num_ctx {context}"] if context else []
     return "\n".join(lines) + "\n"
 
