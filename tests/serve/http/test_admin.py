@@ -13,6 +13,8 @@ pytest.importorskip("starlette")
 from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
+from tests.serve import fake_engine
+from tests.serve.http.talking import app_of, says
 from tunesmith.errors import UserError
 from tunesmith.serve.catalog import Catalog, Model
 from tunesmith.serve.customers import Customers
@@ -242,3 +244,15 @@ def test_what_cannot_be_served_is_not_pointed_to(tmp_path: Path) -> None:
     registry.register("support", adapter(server.allowed / "broken", 1))
     assert "another base model" in error_of(server.post("/v1/registry/support/point", {"version": 2}), 400)
     assert registry.resolve("support").version == 1
+
+
+def test_a_request_names_its_user_and_gets_his_version() -> None:
+    engine = fake_engine.FakeEngine(says("qwen2.5", "hi"))
+    app = app_of(engine, adapters=["s", "s@1", "s@2"])
+    app.state.service.catalog.split("s", lambda key: "s@2" if key == "kim" else "s@1")
+    client = TestClient(app)
+    for user in ("kim", "lee", None):
+        body = {"model": "s", "user": user, "messages": [{"role": "user", "content": "x"}], "max_tokens": 4}
+        assert client.post("/v1/chat/completions", json=body).status_code == 200
+    assert [ask.model for ask in engine.asks] == ["s@2", "s@1", "s@1"]
+    engine.close(5)

@@ -63,7 +63,7 @@ class Service:
             self.metrics.begin(name, customer).end(problem.status)
             raise problem from error
         counted = self.metrics.begin(name, customer)
-        visit = Visit(asked, self.catalog.find(asked.model), admitted, counted)
+        visit = Visit(asked, self.catalog.find(asked.model, asked.user or ""), admitted, counted)
         if visit.found is None:
             visit.finish(404)
             raise no_such_model(asked.model)

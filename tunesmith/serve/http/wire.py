@@ -102,6 +102,7 @@ class Common(BaseModel):
 
     model_config = ConfigDict(strict=True)
     model: Annotated[str, Field(min_length=1, max_length=256)]
+    user: str | None = None  # whoever asks the client; a name that is split between versions answers each with one of them
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()
     n: Annotated[int, Field(ge=1, le=MOST_CHOICES)] = 1
