@@ -58,8 +58,11 @@ def read(words: Sequence[str], model: str | None = None) -> Offered:
 
 def check(offered: Offered) -> None:
     """Raises UserError for every adapter that does not fit the base: by shapes and fingerprints, before any weight of it is read."""
-    folder = locate(offered.base.base).folder
+    located = locate(offered.base.base)
+    folder, name = located.folder, offered.name or own_name(located)
     problems: list[str] = []
+    if name in offered.adapters:
+        problems.append(f"{name} is the base's own name; give the adapter another: NAME={offered.adapters[name].adapter}")
     skeleton = loading.skeleton(loading.load_config(folder))
     for found in offered.adapters.values():
         assert found.adapter is not None
@@ -100,14 +103,19 @@ def _check_writes(folder: Path, found: Found) -> None:
         raise UserError(f"{said} predicts labels with a head of its own and writes no text; ask it by `tunesmith chat {said}`")
 
 
+def own_name(located: Located) -> str:
+    """What a base is called unless the user names it: its hub id, `builtin:NAME`, or its folder's name."""
+    return located.origin.partition("@")[0] if located.kind in ("hub", "builtin") else located.name
+
+
 class Feeding:
     """How the models of one base are fed: its tokenizer and template, and of each run what it said about both."""
 
     def __init__(self, located: Located, tokenizer: Any, model_config: Any, name: str = "", run: config.Run | None = None):
         self.located, self.tokenizer, self.config = located, tokenizer, model_config
-        own = located.origin.partition("@")[0] if located.kind in ("hub", "builtin") else located.name
         facts = {"method": run.method.name} if run is not None else {}
-        self.base = Model(name or own, self._renderer(run), None, name or own, facts=facts)
+        called = name or own_name(located)
+        self.base = Model(called, self._renderer(run), None, called, facts=facts)
 
     def adapter(self, name: str, found: Found) -> Model:
         """An adapter as the catalog has it, fed as it was trained."""

@@ -41,6 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
             f"--host {arguments.host} is reached by other machines, and no key is asked of them",
             "give --api-key K (or --customers FILE), or leave --host at 127.0.0.1",
         )
+    _size(arguments.adapter_memory)
     from tunesmith.serve import listening, offers
     from tunesmith.serve.catalog import Catalog
     from tunesmith.serve.customers import Customers
