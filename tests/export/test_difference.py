@@ -1,12 +1,18 @@
+import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
+from tests import runs
 from tests.conftest import write_byte_tokenizer
+from tests.headed import headed
 from tunesmith.data.rendering.render import Renderer
-from tunesmith.export.difference import compare, logits_of, prompts
+from tunesmith.export import difference
+from tunesmith.export.difference import answers_of, compare, logits_of, own_rows, prompts
 from tunesmith.models import load as loading
 
 
@@ -59,3 +65,33 @@ def test_prompts_of_a_model_without_a_chat_template(tmp_path: Path) -> None:
     write_byte_tokenizer(tmp_path, chat_template=None)
     tokenizer = loading.load_tokenizer(tmp_path)
     assert "What is the capital of France?" in tokenizer.decode(prompts(tokenizer, Renderer(tokenizer))[0])
+
+
+def test_own_rows_are_the_learned_positions_of_some_rows(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = runs.write_rows(tmp_path / "rows.jsonl", 40)
+    tokenizer, model = loading.load_tokenizer(tiny_llama), loading.load(tiny_llama, dtype=torch.float32).model
+    run = runs.settings(tiny_llama, data, tmp_path / "run", {"data.max_length": 40})
+    tuned: Any = SimpleNamespace(run=run, renderer=Renderer(tokenizer, stop_ids=[257]), head=None, model=model)
+    asked = own_rows(tuned, 5)
+    assert len(asked) == 5 and asked == own_rows(tuned, 5), "the same ones always"
+    for each in asked:
+        assert each.positions and len(each.ids) <= 40
+        said = tokenizer.decode([each.ids[at + 1] for at in each.positions if at + 1 < len(each.ids)])
+        assert said and set(said.replace("<|im_end|>", "")) <= set(" ".join(runs.NUMBERS)), said
+        [found], [whole] = answers_of(model, [each]), logits_of(model, [each.ids])
+        torch.testing.assert_close(found, whole[list(each.positions)])
+    monkeypatch.setattr(difference, "_LOGIT_BYTES", 0)
+    assert all(1 <= len(each.positions or ()) <= 8 for each in own_rows(tuned, 5)), "a large vocabulary leaves room for fewer"
+    data.unlink()
+    assert own_rows(tuned) == [], "its data is not there any more"
+    assert own_rows(SimpleNamespace(run=None)) == []
+
+
+def test_own_rows_of_a_head_are_where_labels_are(tiny_llama: Path, tmp_path: Path) -> None:
+    path = tmp_path / "labels.jsonl"
+    path.write_text("".join(json.dumps({"text": f"number {i}", "label": "ab"[i % 2]}) + "\n" for i in range(6)))
+    tuned = headed(tiny_llama, "classify", ["a", "b"])
+    tuned.run = runs.settings(tiny_llama, path, tmp_path / "run", {"task": {"name": "classify"}})
+    asked = own_rows(tuned)
+    assert len(asked) == 6 and all(each.positions == (len(each.ids) - 1,) for each in asked)
+    assert [tuple(found.shape) for found in answers_of(tuned.model, asked, tuned.head)] == [(1, 2)] * 6

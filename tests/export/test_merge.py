@@ -13,13 +13,16 @@ from transformers.pytorch_utils import Conv1D
 
 from tests.conftest import write_byte_tokenizer
 from tunesmith.errors import UserError
-from tunesmith.export.merge import Merged, fold, folded
+from tunesmith.export.bases import Parted, put
+from tunesmith.export.merge import Merged, fold, folded, folding, orientation, parted, write
 from tunesmith.methods import method
 from tunesmith.methods.layouts import layout
 from tunesmith.methods.lora import LoRA as LoRAModule
+from tunesmith.methods.parts import extras
 from tunesmith.methods.settings import LoRA
 from tunesmith.methods.tuning import Tuning
 from tunesmith.models import load as loading
+from tunesmith.models import slots
 
 IDS = torch.arange(3, 40)[None] * 7 % 256
 
@@ -184,3 +187,72 @@ def test_a_transposed_matrix_is_folded_in_its_own_orientation() -> None:
     update_OI = torch.tensor([[2.0, 4.0, 6.0], [0, 0, 0], [0, 0, 0]])
     assert torch.equal(folded(torch.zeros(3, 3), module, transposed=False), update_OI)
     assert torch.equal(folded(torch.zeros(3, 3), module, transposed=True), update_OI.T)
+
+
+def at_the_ends(kind: str, base: Any) -> dict[str, Any]:
+    """Modules on a tied model after which embedding and head are two matrices."""
+    generator = torch.Generator().manual_seed(2)
+    embedding = base.model.get_input_embeddings()
+    modules: dict[str, Any] = {
+        "a LoRA at the head": {"lm_head": LoRAModule(64, 384, 2, 1.0)},
+        "a copy of the embedding alone": {"model.embed_tokens": extras.TrainedCopy(embedding, split_from="lm_head")},
+        "a copy of the head alone": {"lm_head": extras.TrainedCopy(base.model.lm_head, split_from="model.embed_tokens")},
+        "other rows there than here": {"model.embed_tokens": extras.TrainedRows([5, 9], 64), "lm_head": extras.ScoredRows([9, 70], 64)},
+    }[kind]
+    with torch.no_grad():
+        for module in modules.values():
+            for parameter in module.parameters():
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
+    return modules
+
+
+KINDS = ["a LoRA at the head", "a copy of the embedding alone", "a copy of the head alone", "other rows there than here"]
+
+
+@pytest.mark.parametrize("shards", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_was_one_matrix_becomes_two(kind: str, shards: bool, tied: Path, tmp_path: Path) -> None:
+    """Tied in the base, and trained apart: the head gets a tensor of its own, and config.json says so."""
+    source = tied
+    if shards:
+        source = tmp_path / "sharded"
+        AutoModelForCausalLM.from_pretrained(tied, dtype=torch.float32).save_pretrained(source, max_shard_size="150KB")
+        write_byte_tokenizer(source)
+    base = loading.load(source, dtype=torch.float32)
+    modules, bare = at_the_ends(kind, base), loading.skeleton(loading.load_config(source))
+    slots.place(base.model, modules)
+    live = logits(base.model)
+    slots.lift(base.model, modules)
+
+    split = parted(bare, modules, headed=False)
+    assert split == {"lm_head": "model.embed_tokens"}
+    wrapped = {path: Parted(module) if isinstance(module, extras.TrainedCopy) else module for path, module in modules.items()}
+    change = folding(source, wrapped, orientation(bare), "model", split)
+    done = write(change, tmp_path / "out")
+    assert done.tensors == len(tensors_of(source)) + 1
+    again = loading.load(tmp_path / "out", dtype=torch.float32).model
+    assert (logits(again) - live).abs().max() <= 1e-5 * live.abs().max()
+    assert again.lm_head.weight is not again.get_input_embeddings().weight
+    assert json.loads((tmp_path / "out/config.json").read_text())["tie_word_embeddings"] is False
+    if shards:
+        index = json.loads((tmp_path / "out/model.safetensors.index.json").read_text())
+        held = {name: file.name for file in (tmp_path / "out").glob("*.safetensors") for name in load_file(file)}
+        assert index["weight_map"] == held
+        assert index["metadata"]["total_size"] == sum(4 * tensor.numel() for tensor in tensors_of(tmp_path / "out").values())
+    put(base.model, change)
+    assert torch.equal(logits(base.model), logits(again)), "the same in memory"
+
+
+def test_a_tied_pair_stays_tied_whichever_names_the_file_has(tied: Path, tmp_path: Path) -> None:
+    """Trained rows that the head follows; some checkpoints hold the one matrix under both names."""
+    source = resaved(tied, tmp_path / "both", lambda tensors: tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"].clone()})
+    base = loading.load(source, dtype=torch.float32)
+    modules: dict[str, Any] = extras.rows_at(base.model, "model.embed_tokens", [5, 9], None)
+    with torch.no_grad():
+        modules["model.embed_tokens"].values.copy_(torch.randn(2, 64, generator=torch.Generator().manual_seed(2)))
+    assert parted(loading.skeleton(loading.load_config(source)), modules, headed=False) == {}
+    fold(source, tmp_path / "out", modules, lambda path: False, "model")
+    after = tensors_of(tmp_path / "out")
+    assert torch.equal(after["lm_head.weight"], after["model.embed_tokens.weight"])
+    assert torch.equal(after["lm_head.weight"][[5, 9]], modules["model.embed_tokens"].values)
+    assert json.loads((tmp_path / "out/config.json").read_text())["tie_word_embeddings"] is True
