@@ -2,7 +2,7 @@
 
 from types import ModuleType
 
-from tunesmith.export import gguf, ollama, peft, safetensors, tgi
+from tunesmith.export import gguf, ollama, peft, safetensors, tgi, vllm
 
 TARGETS: dict[str, ModuleType] = {
     "peft": peft,
@@ -10,4 +10,5 @@ TARGETS: dict[str, ModuleType] = {
     "gguf": gguf,
     "ollama": ollama,
     "tgi": tgi,
+    "vllm": vllm,
 }

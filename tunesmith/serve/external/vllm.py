@@ -83,7 +83,7 @@ def entry(python: str, model: str) -> list[str]:
     """The beginning of the command that serves a model. A build under another name than `vllm` has no working `vllm serve`."""
     _, name = _versions(python)
     if name == "vllm":
-        return [python, "-c", "import sys; from vllm.entrypoints.cli.main import main; sys.exit(main())", "serve", model]
+        return [python, "-m", "vllm.entrypoints.cli.main", "serve", model]
     return [python, "-W", "ignore", "-m", "vllm.entrypoints.openai.api_server", "--model", model]
 
 
