@@ -8,12 +8,12 @@ import pytest
 
 from tests.serve.http.talking import renderer_of, tokenizer_of
 from tests.templates import TEMPLATES
+from tunesmith.serve.ask import End, Token
 from tunesmith.serve.http.answers import Answer, Piece
 from tunesmith.serve.http.calls import Calls, Value
 from tunesmith.serve.http.reading import Reading, reading_of
 from tunesmith.serve.http.text import vocabulary_of
 from tunesmith.serve.http.tools import Form
-from tunesmith.serve.ask import End, Token
 
 CALLING = [family for family in TEMPLATES if reading_of(renderer_of(family), True).form is not None]
 SEVERAL = [family for family in CALLING if (written := reading_of(renderer_of(family), True).written) and written.joint is not None]

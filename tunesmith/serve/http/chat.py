@@ -17,6 +17,7 @@ from tunesmith.serve.http.flow import Flow, Left, events, unless_left
 from tunesmith.serve.http.messages import messages_of, tools_of
 from tunesmith.serve.http.reading import Reading, begins_thinking, reading_of
 from tunesmith.serve.http.service import Service, Visit, asks_of, pieces_of
+from tunesmith.serve.http.text import vocabulary_of
 
 Chat = Visit[wire.ChatRequest]
 
@@ -110,12 +111,12 @@ def _choice(asked: wire.ChatRequest, tools: list[dict[str, Any]]) -> tuple[str, 
 def _constraint(
     asked: wire.ChatRequest, reading: Reading, tools: list[dict[str, Any]], choice: str, opened: bool, renderer: Any
 ) -> Constraint | None:
-    added = {token.content: index for index, token in renderer.tokenizer.added_tokens_decoder.items()}
+    vocabulary = vocabulary_of(renderer.tokenizer)
     if choice == "required":
         several = asked.parallel_tool_calls and not isinstance(asked.tool_choice, dict)
-        return grammar.forced_calls(reading, tools, several=several, opened=opened, added=added)
+        return grammar.forced_calls(reading, tools, vocabulary, several=several, opened=opened)
     constraint = asked.constraint()
-    return grammar.behind_thinking(constraint, reading, added) if constraint is not None and opened else constraint
+    return grammar.behind_thinking(constraint, reading, vocabulary) if constraint is not None and opened else constraint
 
 
 def _answers(visit: Chat, prepared: Prepared) -> list[Answer]:

@@ -1,7 +1,7 @@
 """What an answer must be, as an engine is told: calls in the form of the model's own template, and schemas that begin behind the thinking.
 
-Grammars are Lark as llguidance reads it. There a token that the tokenizer holds beside its vocabulary is not its letters; so wherever a
-text holds such a token, it may come as the token or spelled.
+Grammars are Lark as llguidance reads it. There a token that the tokenizer holds beside its vocabulary is not its letters: where a text
+holds a special one, that token must come; one that is not special may come as the token or spelled.
 """
 
 import json
@@ -12,6 +12,7 @@ from typing import Any
 from tunesmith.serve.ask import Constraint
 from tunesmith.serve.http.errors import bad
 from tunesmith.serve.http.reading import Reading
+from tunesmith.serve.http.text import Vocabulary
 from tunesmith.serve.http.tools import ID, Written
 
 ANYTHING = "/(?s:.*)/"
@@ -19,16 +20,15 @@ BLANKS = r"/\s*/"
 STYLE = {"whitespace_flexible": False, "item_separator": ", ?", "key_separator": ": ?"}  # on one line, as calls stand in training data
 
 
-def forced_calls(reading: Reading, tools: Sequence[dict[str, Any]], *, several: bool, opened: bool, added: dict[str, int]) -> Constraint:
-    """Calls of these functions and nothing else, behind the thinking where the prompt has `opened` it. `added`: the tokenizer's tokens
-    beside its vocabulary, by their text."""
-    written = reading.written
+def forced_calls(reading: Reading, tools: Sequence[dict[str, Any]], vocabulary: Vocabulary, *, several: bool, opened: bool) -> Constraint:
+    """Calls of these functions and nothing else, behind the thinking where the prompt has `opened` it."""
+    written, added = reading.written, _added(vocabulary)
     assert written is not None
     names = [f"call_{index}" for index in range(len(tools))]
     joint = f" ({_literal(written.joint, added)} call)*" if several and written.joint is not None else ""
     head = written.thinker or written.head if opened else written.head
     start = f"{_literal(head.lstrip() if opened else head, added)} call{joint} {_literal(written.tail, added)}"
-    rules = [f"start: {_thinking(reading, added) + ' ' if opened else ''}{start}", f"call: {' | '.join(names)}"]
+    rules = [f"start: {_thinking(reading, vocabulary) + ' ' if opened else ''}{start}", f"call: {' | '.join(names)}"]
     for name, tool in zip(names, tools, strict=True):
         function = tool["function"]
         spelled = json.dumps(function["name"], ensure_ascii=False)[1:-1] if _quotes(written) else function["name"]
@@ -37,7 +37,7 @@ def forced_calls(reading: Reading, tools: Sequence[dict[str, Any]], *, several: 
     return Constraint("lark", "\n".join(rules))
 
 
-def behind_thinking(constraint: Constraint, reading: Reading, added: dict[str, int]) -> Constraint:
+def behind_thinking(constraint: Constraint, reading: Reading, vocabulary: Vocabulary) -> Constraint:
     """The same for an answer that begins inside the thinking: held to it from the thinking's end on."""
     value = constraint.value
     match constraint.kind:
@@ -49,16 +49,25 @@ def behind_thinking(constraint: Constraint, reading: Reading, added: dict[str, i
             rule = " | ".join(json.dumps(text, ensure_ascii=False) for text in value)
         case _:
             raise bad("a grammar cannot begin behind this model's thinking; send chat_template_kwargs: {enable_thinking: false}")
-    return Constraint("lark", f"start: {_thinking(reading, added)} body\nbody: {rule}")
+    return Constraint("lark", f"start: {_thinking(reading, vocabulary)} body\nbody: {rule}")
 
 
-def _thinking(reading: Reading, added: dict[str, int]) -> str:
-    marks = {letter: text for text, token in added.items() if (letter := reading.marks.get(token))}
+def _thinking(reading: Reading, vocabulary: Vocabulary) -> str:
+    marks, added = {letter: vocabulary.specials[token] for token, letter in reading.marks.items()}, _added(vocabulary)
     closes = ["".join(marks.get(letter, letter) for letter in close) for close in reading.thought.closes]
     return f"{ANYTHING} ({' | '.join(_literal(close, added) for close in closes)}) {BLANKS}"
 
 
-def _literal(text: str, added: dict[str, int]) -> str:
+def _added(vocabulary: Vocabulary) -> dict[str, str]:
+    """Texts of the tokens beside the vocabulary, each as Lark has it."""
+    found = {}
+    for index, token in vocabulary.tokenizer.added_tokens_decoder.items():
+        spelled = "" if index in vocabulary.specials else " | " + json.dumps(token.content, ensure_ascii=False)
+        found[token.content] = f"(<[{index}]>{spelled})"
+    return found
+
+
+def _literal(text: str, added: dict[str, str]) -> str:
     """A text as a sequence of Lark's literals; the id of a sample call is any id."""
     parts = []
     tokens = sorted(added, key=len, reverse=True)
@@ -66,7 +75,7 @@ def _literal(text: str, added: dict[str, int]) -> str:
         if part == ID:
             parts.append("/[A-Za-z0-9]{9}/")
         elif part in added:
-            parts.append(f"(<[{added[part]}]> | {json.dumps(part, ensure_ascii=False)})")
+            parts.append(added[part])
         elif part:
             parts.append(json.dumps(part, ensure_ascii=False))
     return " ".join(parts) or '""'
