@@ -11,7 +11,7 @@ import transformers as t
 from tests.conftest import write_byte_tokenizer
 from tunesmith.data.rendering.render import Renderer
 from tunesmith.export.target import Truth
-from tunesmith.models.load import load_tokenizer, quiet
+from tunesmith.models.load import load_tokenizer, quiet, stop_ids
 
 SHAPE: dict[str, Any] = {
     "vocab_size": 384,
@@ -80,9 +80,12 @@ TALKS: tuple[list[dict[str, Any]], ...] = (
 )
 
 
-def made_model(name: str, folder: Path, **changes: Any) -> Path:
-    """A folder as a hub would hold it: fp32 weights without small values that would hide differences, a byte tokenizer, ChatML."""
+def made_model(name: str, folder: Path, tokenizer: Any = None, sharp: float = 1.0, **changes: Any) -> Path:
+    """A folder as a hub would hold it: fp32 weights without small values that would hide differences; a byte tokenizer with ChatML
+    unless another one is given. `sharp`: what logits are multiplied by."""
     config = CONFIGS[name]()
+    if tokenizer is not None:
+        changes = {"vocab_size": len(tokenizer), "bos_token_id": None, "eos_token_id": None, "pad_token_id": None} | changes
     for key, value in changes.items():
         setattr(config, key, value)
     with quiet(), torch.random.fork_rng():
@@ -91,16 +94,20 @@ def made_model(name: str, folder: Path, **changes: Any) -> Path:
         for parameter in model.parameters():
             noise = torch.randn(parameter.shape)
             parameter.data = 2 * noise * parameter.shape[-1] ** -0.5 if parameter.ndim > 1 else parameter.data + noise * 0.1
+        model.get_output_embeddings().weight.data *= sharp
         model.tie_weights()
         model.save_pretrained(folder)
-    write_byte_tokenizer(folder)
-    generation = {"bos_token_id": 259, "eos_token_id": [257], "pad_token_id": 258}
+    if tokenizer is None:
+        write_byte_tokenizer(folder)
+    else:
+        tokenizer.save_pretrained(folder)
+    generation = {"eos_token_id": [257 if tokenizer is None else tokenizer.convert_tokens_to_ids("<|im_end|>")]}
     (folder / "generation_config.json").write_text(json.dumps(generation), encoding="utf-8")
     return folder
 
 
 def renderer_of(folder: Path) -> Renderer:
-    return Renderer(load_tokenizer(folder), stop_ids=[257])
+    return Renderer(load_tokenizer(folder), stop_ids=stop_ids(folder, None))
 
 
 @torch.no_grad()

@@ -40,7 +40,7 @@ class Kind:
     exact: bool = False
 
 
-# Two to four times what SmolLM2-135M costs on 30 positions, the smallest model of all and so the most sensitive: f32 1e-11, f16 2e-6,
+# Two to seven times what SmolLM2-135M costs on 30 positions, the smallest model of all and so the most sensitive: f32 1e-11, f16 2e-6,
 # bf16 1e-4 (llama.cpp rounds activations to bf16 too), q8_0 5e-3, q6_k 2e-2, q5_k_m 1e-1, q4_k_m 7e-2, q4_0 6e-1. A wrong file of f16 is
 # 1e-2 and more away.
 KINDS: dict[str, Kind] = {
@@ -49,9 +49,9 @@ KINDS: dict[str, Kind] = {
     "bf16": Kind(Type.BF16, 32, 1e-3, tie=1e-1, exact=True),
     "q8_0": Kind(Type.Q8_0, 7, 2e-2),
     "q4_0": Kind(Type.Q4_0, 2, 1.5),
-    "q4_k_m": Kind(Type.Q4_K, 15, 3e-1),
-    "q5_k_m": Kind(Type.Q5_K, 17, 3e-1),
-    "q6_k": Kind(Type.Q6_K, 18, 8e-2),
+    "q4_k_m": Kind(Type.Q4_K, 15, 5e-1),
+    "q5_k_m": Kind(Type.Q5_K, 17, 4e-1),
+    "q6_k": Kind(Type.Q6_K, 18, 1e-1),
 }
 # where a row is no multiple of 256, the type with as many bits and blocks of 32
 _SMALLER_BLOCKS = {Type.Q4_K: Type.Q5_0, Type.Q5_K: Type.Q5_1, Type.Q6_K: Type.Q8_0}

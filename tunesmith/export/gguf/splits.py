@@ -33,6 +33,9 @@ NAMES: dict[tuple[str, ...], tuple[str, str]] = {
     (GPT4O,): ("gpt-4o", ""),
 }
 
+# rules in which llama.cpp does not take combining marks (Hindi's vowels, Thai's tones) into a word, as the tokenizers do
+WITHOUT_MARKS = {"tekken", "gpt-4o"}
+
 
 def split_name(backend: dict[str, Any], where: str) -> str:
     """llama.cpp's name for the way in which a tokenizer.json of the byte-level kind cuts text. Raises UserError where it has none."""

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from tunesmith.errors import UserError
-from tunesmith.export.gguf.splits import split_name
+from tunesmith.export.gguf.splits import WITHOUT_MARKS, split_name
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # llama.cpp's kinds of tokens
 BLANK = "▁"  # stands for a blank in SentencePiece's words
 PHI3_KEPT = {"<unk>", "<s>", "<|endoftext|>"}  # what llama.cpp's rule for Phi-3 leaves alone
 PHI3_NAMED = PHI3_KEPT | {"</s>"}  # without one of these that rule ends in an error
+MARKS = "llama.cpp cuts words at combining marks (Hindi, Thai) and the tokenizer does not: such text becomes other tokens"
 NO_MERGES = ["no merges"]  # llama.cpp wants one; two pieces of more than a letter never meet where nothing was merged before
 NEVER = -1e9  # score of what no merge makes
 
@@ -79,10 +80,13 @@ def _bytes(
             "the tokenizer composes letters and accents (NFC) and llama.cpp does not: text that is decomposed becomes other tokens"
         )
     tokens, kinds = _tokens(words, added, size)
+    pre = split_name(backend, where)
+    if pre in WITHOUT_MARKS:
+        notes.append(MARKS)
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in backend["model"]["merges"]]
     return {
         "ggml.model": "gpt2",
-        "ggml.pre": split_name(backend, where),
+        "ggml.pre": pre,
         "ggml.tokens": tokens,
         "ggml.token_type": kinds,
         "ggml.merges": merges or NO_MERGES,
@@ -103,8 +107,10 @@ def _characters(
     for i, token in enumerate(tokens):
         if kinds[i] == NORMAL and len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
             kinds[i] = BYTE
-        elif kinds[i] == USER_DEFINED:  # looked for in the text as it stands, before blanks are exchanged
+        elif kinds[i] == USER_DEFINED and added[i]["normalized"]:  # found where blanks have been exchanged; llama.cpp looks before that
             tokens[i] = token.replace(BLANK, " ")
+        elif kinds[i] == USER_DEFINED and BLANK in token and token in backend["model"]["vocab"]:
+            kinds[i] = NORMAL  # never found in a text as it stands, but made by merges
     if unknown in words:
         kinds[words[unknown]] = UNKNOWN
     scores = _scores(backend["model"]["merges"], words, size)
