@@ -126,7 +126,7 @@ def content(rounds: dict[str, list[dict[str, Any]]], arguments: argparse.Namespa
         entry: dict[str, Any] = {"title": CONTENDERS[name][0], "rounds": found}
         if whole[name]:
             entry["median"] = medians({key: each[key] for key in FIGURES} for each in whole[name])
-            pairs = list(zip(whole.get("ours_8", []), whole[name], strict=False))
+            pairs = [pair for pair in zip(whole.get("ours_8", []), whole[name], strict=False) if pair[1]["tokens_per_second"]]
             if pairs:
                 ratio = medians({"tokens_per_second": mine["tokens_per_second"] / each["tokens_per_second"]} for mine, each in pairs)
                 entry["ours_8_over_this"] = ratio["tokens_per_second"]

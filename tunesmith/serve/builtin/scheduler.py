@@ -41,7 +41,6 @@ class Answer:
     room: Room | None = None
     begun: bool = False  # its row holds what stands in front, or the beginning of another's
     cancelled: bool = False  # may be set from any thread
-    ended: bool = False
     _ids: np.ndarray | None = None
 
     @property
