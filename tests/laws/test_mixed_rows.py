@@ -47,7 +47,7 @@ NAMES = {"llama": "norm", "gemma3": "q_norm", "gpt2": "ln_2", "mixtral": "gate"}
 LOFTQ = {"loftq": {"name": "lora", "rank": 4, "init": "loftq"}}
 OTHER = {"lora": "dora", "dora": "lora", "pissa": "houlsby"}  # what goes beside a method; the rest goes beside LoRA
 LENGTHS = (9, 40, 5, 7)  # the second goes by its own products
-DOCUMENTS: dict[int, Any] = {}
+DOCUMENTS: dict[str, Any] = {}  # of the row that is computed: (start, end, prefix by layer)
 
 
 def one_by_one(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Any, scaling: Any = None, **named: Any) -> tuple[Tensor, None]:
@@ -55,10 +55,10 @@ def one_by_one(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Any, sc
     assert mask is None
     parts, layer = [], module.layer_idx
     for start, end, prefix in DOCUMENTS["row"]:
-        cut = (each[0, :, start:end] for each in (q, k, v))
+        q_HTE, k_KTE, v_KTE = (each[0, :, start:end] for each in (q, k, v))
         scale = scaling if scaling is not None else q.shape[-1] ** -0.5
         fronts, window = [prefix[layer]] if prefix else [], named.get("sliding_window")
-        parts.append(attend(*cut, Forest((0, end - start)), fronts, scale, window=window, sinks_H=named.get("s_aux")))
+        parts.append(attend(q_HTE, k_KTE, v_KTE, Forest((0, end - start)), fronts, scale, window=window, sinks_H=named.get("s_aux")))
     return torch.cat(parts)[None], None
 
 
@@ -109,7 +109,8 @@ def alone(kind: str, quantized: bool, settings: dict[str, Any] | None, seed: int
     if settings is not None:
         tuning = ready(kind, model, settings, seed)
         # over NF4 what begins from the base is served as its plain LoRA, without codes of its own
-        served = {path: module.as_lora() if hasattr(module, "as_lora") else module for path, module in tuning.adapter.items()}
+        modules: dict[str, Any] = dict(tuning.adapter)
+        served = {path: module.as_lora() if hasattr(module, "as_lora") else module for path, module in modules.items()}
         slots.place(model, served)
     with torch.no_grad():
         return front.hidden(model, ids_T[None])[0], front.logits(model, ids_T[None])[0]
