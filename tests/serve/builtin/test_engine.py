@@ -216,11 +216,16 @@ def test_a_long_rope_is_used_as_far_as_it_stays_the_same() -> None:
     assert positions(tiny("llama")) == 256
 
 
-def test_threads_are_the_process_s() -> None:
+def test_threads_are_the_process_s(monkeypatch: pytest.MonkeyPatch) -> None:
     """The engine's thread computes with as many threads as the process was told to."""
     found: list[int] = []
     with engine_of("llama") as engine:
         compute = engine._forward.compute
-        engine._forward.compute = lambda parts: (found.append(torch.get_num_threads()), compute(parts))[1]  # type: ignore[method-assign]
+
+        def noted(parts: Any) -> Any:
+            found.append(torch.get_num_threads())
+            return compute(parts)
+
+        monkeypatch.setattr(engine._forward, "compute", noted)
         Client(engine, [3, 4], 2).rest()
     assert found[0] == torch.get_num_threads()

@@ -137,12 +137,13 @@ def serving_attention(
         keys_KCE[:, past : stretch.filled].copy_(k_BKTE[0, :, at])
         values_KCE[:, past : stretch.filled].copy_(v_BKTE[0, :, at])
         seen = slice(0 if sliding_window is None else max(0, past - sliding_window + 1), stretch.filled)
-        parts = q_BHTE[0, :, at], keys_KCE[:, seen], values_KCE[:, seen]
+        q_HQE, k_KSE, v_KSE = q_BHTE[0, :, at], keys_KCE[:, seen], values_KCE[:, seen]
         if fused:
             mask_QS = serving.once((id(stretch), sliding_window), partial(_causal, stretch, seen, sliding_window, q_THE))
-            out_THE[at] = stretch_by_kernel(*parts, mask_QS, scale)
+            out_THE[at] = stretch_by_kernel(q_HQE, k_KSE, v_KSE, mask_QS, scale)
         else:
-            out_THE[at] = chunked(*(part[None] for part in parts), scale, sliding_window, softcap, s_aux)[0].transpose(0, 1)
+            out_HQE = chunked(q_HQE[None], k_KSE[None], v_KSE[None], scale, sliding_window, softcap, s_aux)[0]
+            out_THE[at] = out_HQE.transpose(0, 1)
     return out_THE[None], None
 
 

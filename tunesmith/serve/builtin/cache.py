@@ -146,7 +146,8 @@ class Cache:
         while self.allocated + tokens > self.limit and (self._drop_empty_slab() or self.beginnings.drop_oldest()):
             pass
         if self.allocated + tokens <= self.limit:
-            self.beginnings.keep(adapter, ids, *([part[room.row, :, :tokens].clone() for part in parts] for parts in _parts(room)), before)
+            keys, values = ([part[room.row, :, :tokens].clone() for part in parts] for parts in (room.slab.keys, room.slab.values))
+            self.beginnings.keep(adapter, ids, keys, values, before)
 
     def _slab(self, capacity: int) -> Slab | None:
         """A new one, with fewer rows where that is all that fits."""
@@ -170,10 +171,6 @@ class Cache:
         if empty is not None:
             self.slabs.remove(empty)
         return empty is not None
-
-
-def _parts(room: Room) -> tuple[list[Tensor], list[Tensor]]:
-    return room.slab.keys, room.slab.values
 
 
 def bytes_per_token(layers: Sequence[AttentionLayer], dtype: torch.dtype) -> int:

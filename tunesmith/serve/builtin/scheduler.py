@@ -8,7 +8,7 @@ until somebody leaves, or answers would push each other out for ever.
 """
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,7 +22,7 @@ from tunesmith.serve.builtin.cache import Cache, Room
 AHEAD = 32  # tokens of an answer that its first row has room for
 LEAST_OF_PROMPTS = 16  # tokens of prompts in a step, however many answers go on
 
-Prefix = dict[int, tuple[Tensor, Tensor]]  # layer -> keys and values [K, P, E]
+Prefix = Mapping[int, tuple[Tensor, Tensor]]  # layer -> keys and values [K, P, E]
 
 
 @dataclass(eq=False, slots=True)
