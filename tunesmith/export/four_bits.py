@@ -99,10 +99,15 @@ def _name(folder: Path, skipped: list[str], dtype: torch.dtype) -> None:
 
 
 def compute_in_fp32(model: Any) -> None:
-    """Let a model that `transformers` loaded in 4 bits compute as it is compared: the checkpoint's own dtype would round once more."""
+    """Let a model that `transformers` loaded compute as it is compared: of a checkpoint in 4 bits it keeps the other tensors' own dtype
+    whatever it is asked for, and would round at every layer."""
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.float()
     for module in model.modules():
-        if hasattr(module, "compute_dtype") and hasattr(module, "weight"):
+        if hasattr(module, "compute_type_is_set"):
             module.compute_dtype, module.compute_type_is_set = torch.float32, True
+            module.support_avx512bf16_for_cpu = False  # a layout for products in bf16
 
 
 @torch.no_grad()
@@ -115,7 +120,7 @@ def round_in_memory(model: Any, folder: Path) -> None:
         with safe_open(files[name], framework="pt") as content:
             stored = loading_dtype(content.get_slice(name).get_dtype())
         weight = model.get_submodule(path).weight
-        weight.copy_(nf4.rounded(weight.to(stored), True, stored))
+        weight.copy_(nf4.rounded(weight.to(stored), True, torch.float32))  # decoded in the dtype of what is multiplied
 
 
 def loading_dtype(name: str) -> torch.dtype:

@@ -9,6 +9,7 @@ TARGETS: dict[str, ModuleType] = {
     "safetensors": safetensors,
     "gguf": gguf,
     "ollama": ollama,
+    "vllm": vllm,
     "tgi": tgi,
     "vllm": vllm,
 }
