@@ -1,6 +1,7 @@
 """Rows of slabs: what lies in them survives moves, a budget is kept, and what was left behind does no harm."""
 
 import numpy as np
+import pytest
 import torch
 
 from tunesmith.models.attention_layers import AttentionLayer
@@ -99,3 +100,14 @@ def test_what_a_broken_answer_leaves_is_wiped() -> None:
     write(room, 64, float("nan"))
     cache.free(room, broken=True)
     assert all(bool(whole.isfinite().all()) for whole in (*room.slab.keys, *room.slab.values))
+
+
+def test_memory_that_others_have_taken_is_no_longer_counted_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = made()
+    assert cache.take(60) is not None
+
+    def none_left(*_: object, **__: object) -> torch.Tensor:
+        raise torch.OutOfMemoryError("no memory")
+
+    monkeypatch.setattr(torch, "zeros", none_left)
+    assert cache.take(200) is None and cache.limit == cache.allocated == 256

@@ -9,7 +9,8 @@ import torch
 from tests.serve.builtin.engines import Client, agree, alone, engine_of
 from tests.tiny_models import some_ids, tiny
 from tunesmith.errors import UserError
-from tunesmith.serve.ask import Full
+from tunesmith.serve.ask import Ask, Constraint, Full
+from tunesmith.serve.builtin import engine as module
 
 LENGTHS = (3, 40, 17, 70, 1, 25, 33)
 FAMILIES = ["llama", "llama_tied", "qwen3", "gemma2", "gemma3", "mistral", "mixtral", "gpt_oss", "gpt2", "granite"]
@@ -178,9 +179,38 @@ def test_a_mistake_of_the_engine_ends_answers_and_not_the_server(monkeypatch: py
         agree(Client(engine, [3, 4, 5], 6).rest()[0], alone(tiny("llama"), [3, 4, 5], 6))
 
 
-def test_a_listener_that_fails_is_gone() -> None:
-    from tunesmith.serve.ask import Ask
+def test_no_memory_is_said_to_the_answer_that_needs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    with engine_of("llama") as engine:
+        take = engine._scheduler.cache.take
+        monkeypatch.setattr(engine._scheduler.cache, "take", lambda tokens: take(tokens) if tokens < 100 else None)
+        assert "no memory" in Client(engine, some_ids(120, 0).tolist(), 6).rest()[1].message
+        assert Client(engine, [3, 4, 5], 6).rest()[1].reason == "length"
 
+
+def test_a_constraint_is_kept_and_one_that_fails_ends_its_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Walker:
+        trouble, finished, said = "", False, 0
+
+        def mask(self, logits_V: torch.Tensor) -> None:
+            logits_V[torch.arange(len(logits_V)) != 30 + self.said] = -torch.inf
+
+        def accept(self, token: int) -> None:
+            self.said += 1
+            self.finished = self.said == 3
+            if fails and self.said == 2:
+                raise RuntimeError("lost")
+
+    fails = False
+    monkeypatch.setattr(module, "matcher_of", lambda *_: Walker())
+    with engine_of("llama") as engine:
+        tokens, end = Client(engine, [3, 4], 9, constraint=Constraint("regex", "x")).rest()
+        assert ([token.id for token in tokens], end.reason) == ([30, 31, 32], "stop")
+        fails = True
+        tokens, end = Client(engine, [3, 4], 9, constraint=Constraint("regex", "x")).rest()
+        assert (len(tokens), end.reason) == (1, "error") and "lost" in end.message
+
+
+def test_a_listener_that_fails_is_gone() -> None:
     with engine_of("llama") as engine:
 
         def put(given: Any) -> None:

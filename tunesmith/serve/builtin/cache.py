@@ -157,8 +157,11 @@ class Cache:
         rows = min(rows, (self.limit - self.allocated) // capacity)
         if rows < 1:
             return None
-        # zeros: what is not filled is masked, and a masked NaN would still be one
-        keys, values = ([self._zeros(rows, layer, capacity) for layer in self.layers] for _ in range(2))
+        try:  # zeros: what is not filled is masked, and a masked NaN would still be one
+            keys, values = ([self._zeros(rows, layer, capacity) for layer in self.layers] for _ in range(2))
+        except RuntimeError:  # others have taken memory that was free at the start
+            self.limit = self.allocated
+            return None
         slab = Slab(capacity, keys, values, [None] * rows)
         self.slabs.append(slab)
         return slab

@@ -11,7 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import Any
 
 import torch
@@ -159,7 +159,9 @@ class Builtin:
         return key, lambda: self.adapters.release(key)
 
     def _run(self) -> None:
-        with torch.no_grad(), attention(self.base.model, serving.NAME):
+        device = self._scheduler.cache.device
+        on_card: Any = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+        with on_card, torch.no_grad(), attention(self.base.model, serving.NAME):
             while self._await_work():
                 try:
                     self._turn()
@@ -186,6 +188,8 @@ class Builtin:
     def _turn(self) -> None:
         parts = self._scheduler.plan()
         if not parts:
+            for answer in list(self._scheduler.waiting)[:1]:  # alone, and still there is no room for it
+                self._end(answer, End("error", "the server has no memory left for this answer"))
             return
         self._counts["steps"] += 1
         results = self._computed(parts)
@@ -235,8 +239,12 @@ class Builtin:
             return
         answer.fed.append(token.id)
         answer.taken += 1
-        answer.choice.take(token.id)
         self._counts["answer_tokens"] += 1
+        try:
+            answer.choice.take(token.id)
+        except Exception as error:
+            self._end(answer, End("error", f"its constraint failed: {_line(error)}"))
+            return
         try:
             answer.put(token)
         except Exception:  # whoever listened is gone
