@@ -255,12 +255,12 @@ def test_many_threads(serve: Any, write: Callable[..., Path]) -> None:
         except BaseException as error:
             problems.append(error)
 
-    threads = [threading.Thread(target=change, args=(seed,), daemon=True) for seed in range(4)]
+    threads = [threading.Thread(target=change, args=(seed,), daemon=True) for seed in range(2)]
     for thread in threads:
         thread.start()
     try:
         draw = random.Random(9)
-        for _ in range(40):
+        for _ in range(12):
             seed = draw.randrange(4)
             assert torch.equal(small.answer(f"a{seed}"), wanted[seed])
     finally:
