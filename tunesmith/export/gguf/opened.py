@@ -210,7 +210,7 @@ def _of_today(renderer: Any) -> Any:
 def _places(length: int) -> list[int]:
     """Of so many tokens of a prompt: even steps, the whole prompt last."""
     step = max(length // PLACES, 1)
-    return sorted({length, *range(length - step * (PLACES - 1), length, step)} - set(range(-length, 1)))
+    return [place for place in range(length - step * (PLACES - 1), length + 1, step) if place > 0]
 
 
 def _apart(truth: Truth, places: list[list[int]], found: list[list[Any]]) -> Apart:
