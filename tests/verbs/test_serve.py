@@ -135,3 +135,25 @@ def serving_nothing() -> Iterator[int]:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         yield taken.getsockname()[1]
+
+
+def test_a_name_means_what_the_registry_says_also_after_a_restart(places: Path, tmp_path: Path) -> None:
+    words = ["--registry", str(tmp_path / "versions.db"), "--adapters-from", str(places)]
+    with serving(f"it={places / 'one'}", *words) as (address, process):
+
+        def post(what: str, body: dict[str, Any]) -> Any:
+            answer = httpx2.post(f"http://{address}/v1/registry/it/{what}", json=body, timeout=SECONDS)
+            assert answer.status_code == 200, answer.text
+            return answer.json()
+
+        version = post("versions", {"path": str(places / "two")})
+        assert version["version"] == 2 and version["method"] == "lora" and len(version["data"]["mask_sha256"]) == 64
+        assert post("point", {"version": 2, "note": "tried"})["shares"] == {"2": 1.0}
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(SECONDS) == 143
+    with serving(f"it={places / 'one'}", *words) as (address, process):
+        asked = client(address)
+        told = {model.id: model for model in asked.models.list().data}
+        assert told["it"].model_extra is not None and told["it"].model_extra["run"] == str(places / "two")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(SECONDS) == 143

@@ -47,6 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
     from tunesmith.serve.customers import Customers
     from tunesmith.serve.http.admin import routes
     from tunesmith.serve.http.app import make_app
+    from tunesmith.serve.loading import Loading, follow
     from tunesmith.serve.metrics import Metrics
     from tunesmith.serve.registry import Registry
 
@@ -67,7 +68,12 @@ def run(arguments: argparse.Namespace) -> int:
             catalog.add(fed.adapter(name, found))
         metrics = Metrics(engine.figures, lambda name: catalog.find(name) is not None)
         folders = [*arguments.adapters_from, *[_open_to(found) for found in offered.adapters.values()]]
-        admin = routes(engine, catalog, customers, registry, lambda name, folder: fed.adapter(name, offers.found(folder)), folders)
+        loading = Loading(engine, catalog, lambda name, folder: fed.adapter(name, offers.found(folder)))
+        if registry is not None:
+            given = {name: Path(found.folder or found.adapter or "") for name, found in offered.adapters.items()}
+            for sentence in follow(loading, registry, given):
+                _tell(sentence)
+        admin = routes(engine, catalog, customers, registry, loading.opened, folders)
         app = make_app(engine, catalog, customers, metrics, admin, origins=arguments.allow_origin)
         if hasattr(signal, "SIGHUP"):
             signal.signal(signal.SIGHUP, lambda *_: _reload(customers))

@@ -1,6 +1,5 @@
 """Adapters and pointings over HTTP: who may, which folders, what the engine and the catalog are told, and errors in OpenAI's shape."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,8 @@ from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
 from tests.serve import fake_engine
+from tests.serve.adapters_made import Told, adapter
 from tests.serve.http.talking import app_of, says
-from tunesmith.errors import UserError
 from tunesmith.serve.catalog import Catalog, Model
 from tunesmith.serve.customers import Customers
 from tunesmith.serve.http.admin import LONGEST, routes
@@ -25,35 +24,11 @@ BASE = "base"
 LOCAL, REMOTE = ("127.0.0.1", 5000), ("192.0.2.7", 5000)
 
 
-class FakeEngine:
-    """Remembers what it was told."""
-
-    name = "fake"
-
-    def __init__(self) -> None:
-        self.told: list[tuple[str, ...]] = []
-
-    def load(self, name: str, folder: Any) -> None:
-        if "broken" in str(folder):
-            raise UserError(f"{folder}: made for another base model", "choose the right one")
-        self.told.append(("load", name, str(folder)))
-
-    def unload(self, name: str) -> None:
-        self.told.append(("unload", name))
-
-
-def adapter(folder: Path, seed: int = 0) -> Path:
-    folder.mkdir(parents=True)
-    save_file({"a": torch.full((2,), float(seed))}, folder / "adapter_model.safetensors")
-    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA"}), encoding="utf-8")
-    return folder
-
-
 class Server:
     """The routes over fakes."""
 
     def __init__(self, folder: Path, customers: Customers | None = None, registry: Registry | None = None, client: tuple[str, int] = LOCAL):
-        self.engine, self.catalog = FakeEngine(), Catalog(Model(BASE, None))
+        self.engine, self.catalog = Told(), Catalog(Model(BASE, None))
         self.allowed = folder / "allowed"
         self.allowed.mkdir(exist_ok=True)
         engine: Any = self.engine
@@ -256,3 +231,12 @@ def test_a_request_names_its_user_and_gets_his_version() -> None:
         assert client.post("/v1/chat/completions", json=body).status_code == 200
     assert [ask.model for ask in engine.asks] == ["s@2", "s@1", "s@1"]
     engine.close(5)
+
+
+def test_with_keys_the_metrics_are_an_admins(tmp_path: Path) -> None:
+    path = tmp_path / "customers.yaml"
+    path.write_text("customers:\n  - {name: a, key: plain}\n  - {name: ops, key: admin, admin: true}\n", encoding="utf-8")
+    for customers, statuses in ((Customers(path), [401, 403, 200]), (Customers(), [200, 200, 200])):
+        client = TestClient(app_of(fake_engine.FakeEngine(says("qwen2.5", "hi")), customers=customers))
+        keys: list[dict[str, str]] = [{}, {"Authorization": "Bearer plain"}, {"Authorization": "Bearer admin"}]
+        assert [client.get("/metrics", headers=headers).status_code for headers in keys] == statuses

@@ -15,10 +15,8 @@ proxy. Paths lie in the folders that the operator allowed, whatever links they a
 
 import ipaddress
 import json
-import re
-import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,24 +29,21 @@ from tunesmith.serve.ask import Engine
 from tunesmith.serve.catalog import Catalog, Model
 from tunesmith.serve.customers import Customers
 from tunesmith.serve.http.errors import Endpoint, Problem, bad, guarded
-from tunesmith.serve.registry import Registry, Version, check_shares, chosen
+from tunesmith.serve.loading import Loading, answer_with, forget, serve, serve_version
+from tunesmith.serve.registry import Registry, Version
 
 LONGEST = 65536  # bytes of a request
-NAME = re.compile(r"[A-Za-z0-9][\w.@:/-]{0,127}")
 PROXIED = ("origin", "forwarded", "x-forwarded-for", "x-real-ip")  # headers of a request that does not come straight from this machine
 
 
 @dataclass(frozen=True, slots=True)
 class Desk:
-    """What managing works on. `opened` reads a folder as a model for the catalog; UserError where it does not fit."""
+    """What managing works on."""
 
-    engine: Engine
-    catalog: Catalog
+    loading: Loading
     customers: Customers
     registry: Registry | None
-    opened: Callable[[str, Path], Model]
     folders: tuple[Path, ...]
-    lock: threading.Lock = field(default_factory=threading.Lock)  # two loads of one name would cross
 
 
 Work = Callable[[Desk, dict[str, str], dict[str, Any]], Any]  # (desk, parts of the path, body) -> what is answered
@@ -62,8 +57,8 @@ def routes(
     opened: Callable[[str, Path], Model],
     folders: Sequence[Path] = (),
 ) -> list[Route]:
-    """`folders` are those from which adapters may be loaded; none: only versions of the registry."""
-    desk = Desk(engine, catalog, customers, registry, opened, tuple(folder.expanduser().resolve() for folder in folders))
+    """`opened` as `Loading` has it. `folders` are those from which adapters may be loaded; none: only versions of the registry."""
+    desk = Desk(Loading(engine, catalog, opened), customers, registry, tuple(folder.expanduser().resolve() for folder in folders))
     table: list[tuple[str, str, Work]] = [
         ("GET", "/v1/adapters", _listed),
         ("POST", "/v1/adapters", _load),
@@ -129,7 +124,7 @@ async def _body(request: Request) -> dict[str, Any]:
 
 
 def _listed(desk: Desk, parts: dict[str, str], body: dict[str, Any]) -> Any:
-    return {"object": "list", "data": [_shown(model) for model in desk.catalog.every() if model.folder is not None]}
+    return {"object": "list", "data": [_shown(model) for model in desk.loading.catalog.every() if model.folder is not None]}
 
 
 def _load(desk: Desk, parts: dict[str, str], body: dict[str, Any]) -> Any:
@@ -137,27 +132,28 @@ def _load(desk: Desk, parts: dict[str, str], body: dict[str, Any]) -> Any:
     if "version" in body:
         if "path" in body:
             raise ValueError("path and version exclude each other")
-        version = _registry(desk).resolve(f"{name}@{_number(body['version'], 'version')}")
-        return _shown(_serve_version(desk, name, version))
-    return _shown(_serve(desk, name, _allowed(desk, _text(body, "path"))))
+        registry = _registry(desk)
+        version = registry.resolve(f"{name}@{_number(body['version'], 'version')}")
+        return _shown(serve_version(desk.loading, registry, name, version))
+    return _shown(serve(desk.loading, name, _allowed(desk, _text(body, "path"))))
 
 
 def _load_as_vllm(desk: Desk, parts: dict[str, str], body: dict[str, Any]) -> str:
     name, folder = _text(body, "lora_name"), _allowed(desk, _text(body, "lora_path"))
-    if desk.catalog.find(name) is not None and body.get("load_inplace") is not True:
+    if desk.loading.catalog.find(name) is not None and body.get("load_inplace") is not True:
         raise ValueError(f"the adapter {name!r} is loaded already; unload it first, or send load_inplace: true")
-    _serve(desk, name, folder)
+    serve(desk.loading, name, folder)
     return f"Success: LoRA adapter '{name}' added successfully."
 
 
 def _unload(desk: Desk, parts: dict[str, str], body: dict[str, Any]) -> Any:
-    _forget(desk, parts["name"])
+    forget(desk.loading, parts["name"])
     return {"id": parts["name"], "object": "model", "deleted": True}
 
 
 def _unload_as_vllm(desk: Desk, parts: dict[str, str], body: dict[str, Any]) -> str:
     name = _text(body, "lora_name")
-    _forget(desk, name)
+    forget(desk.loading, name)
     return f"Success: LoRA adapter '{name}' removed successfully."
 
 
@@ -189,57 +185,14 @@ def _point(desk: Desk, parts: dict[str, str], body: dict[str, Any]) -> Any:
     elif not isinstance(to, dict) or not all(str(key).isdecimal() and isinstance(share, int | float) for key, share in to.items()):
         raise ValueError('shares: {"version": share, ...}, as {"3": 0.9, "4": 0.1}')
     shares: dict[int, float] = {to: 1.0} if isinstance(to, int) else {int(version): float(share) for version, share in to.items()}
-    _answer_with(desk, name, shares)  # first: what cannot be served is not pointed to
+    answer_with(desk.loading, registry, name, shares)  # first: what cannot be served is not pointed to
     return {"name": name, "shares": registry.point(name, shares, note).shares}
 
 
 def _roll_back(desk: Desk, parts: dict[str, str], body: dict[str, Any]) -> Any:
     registry, name = _registry(desk), parts["name"]
-    _answer_with(desk, name, registry.before(name).shares)
+    answer_with(desk.loading, registry, name, registry.before(name).shares)
     return {"name": name, "shares": registry.roll_back(name, str(body.get("note", ""))).shares}
-
-
-def _answer_with(desk: Desk, name: str, shares: dict[int, float]) -> None:
-    """Let one version answer under a name, or several, each for its share of the users, who can be asked for as NAME@3, too."""
-    check_shares(shares)
-    registry = _registry(desk)
-    versions = [registry.resolve(f"{name}@{version}") for version in shares]
-    if len(versions) == 1:
-        _serve_version(desk, name, versions[0])
-        desk.catalog.split(name, None)
-        return
-    for version in versions:
-        _serve_version(desk, version.spelled, version)
-    if desk.catalog.find(name) is None:
-        _serve_version(desk, name, max(versions, key=lambda version: shares[version.version]))
-    desk.catalog.split(name, lambda key: f"{name}@{chosen(name, shares, key)}")
-
-
-def _serve_version(desk: Desk, name: str, version: Version) -> Model:
-    if why := _registry(desk).trouble(version):
-        raise ValueError(why)
-    return _serve(desk, name, version.folder)
-
-
-def _serve(desk: Desk, name: str, folder: Path) -> Model:
-    if not NAME.fullmatch(name):
-        raise ValueError(f"{name!r} is no name for a model: letters, digits and . _ - @ : / (at most 128), a letter or digit first")
-    if name == desk.catalog.base.name:
-        raise ValueError(f"{name} is the base's own name; take another")
-    with desk.lock:
-        model = desk.opened(name, folder)
-        desk.engine.load(name, model.folder or folder)
-        desk.catalog.add(model)
-    return model
-
-
-def _forget(desk: Desk, name: str) -> None:
-    with desk.lock:
-        try:
-            desk.catalog.remove(name)  # first: nothing new is asked of the engine
-        except LookupError:
-            raise LookupError(f"no adapter {name!r} is loaded") from None
-        desk.engine.unload(name)
 
 
 def _allowed(desk: Desk, path: str) -> Path:
