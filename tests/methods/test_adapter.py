@@ -287,3 +287,12 @@ def test_two_adapters_at_one_place_are_a_mistake_of_ours():
     slots.place(model, tuning.adapter)
     with pytest.raises(AssertionError, match="another adapter stands at this LlamaMLP"):
         slots.place(model, other.adapter)
+
+
+def test_a_stretch_of_a_row_is_changed_as_a_document_is():
+    made, h, x = bottleneck(), torch.randn(4, 8), torch.randn(4, 8)
+    assert made.served_at("layers.0.mlp") == ("layers.0.mlp", "layers.0.mlp")
+    assert torch.equal(made.changed(nn.Identity(), x, h), made.added(h, h)), "it reads what it changes"
+    beside = bottleneck(reads="norm", adds="mlp")
+    assert beside.served_at("layers.0") == ("layers.0.mlp", "layers.0.norm")
+    assert torch.equal(beside.changed(nn.Identity(), x, h), beside.added(h, x))

@@ -209,3 +209,14 @@ def test_computing_blocks_again_gives_the_same_gradients_to_the_bit() -> None:
 
     kept, computed = gradients(False), gradients(True)
     assert len(kept) == 3 * 14 and all(torch.equal(one, other) for one, other in zip(kept, computed, strict=True))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_factors_are_the_update(kind: str) -> None:
+    base, update = layer(kind), module()
+    x = torch.randn(3, 64)
+    with torch.no_grad():
+        down, up, beyond = update.factors(base)
+        assert beyond is not None
+        y = (x @ weight_of(base).T + x @ down.T @ up.T) * (1 + beyond)
+        assert torch.allclose(y if base.bias is None else y + base.bias, formula(base, update, x), atol=1e-4)

@@ -191,3 +191,12 @@ def test_first_values_depend_on_seed_and_path_alone(start):
     assert all(torch.equal(one[name], again[name]) and not torch.equal(one[name], other[name]) for name in one)
     assert all(torch.equal(one[name], fewer[name]) for name in fewer)
     assert not torch.equal(one["model.layers.0.self_attn.q_proj.A"], one["model.layers.0.self_attn.o_proj.A"])
+
+
+@pytest.mark.parametrize("kind", ["linear", "conv1d"])
+def test_factors_are_the_update(kind):
+    base, update = layer(kind), module()
+    down, up, beyond = update.factors(base)
+    x = torch.randn(3, 64)
+    assert beyond is None
+    assert torch.allclose(base(x) + x @ down.T @ up.T, update(base, x), atol=1e-5)

@@ -303,3 +303,16 @@ def test_rows_of_the_embedding_are_trained_beside():
     before = tiny("llama")(IDS).logits
     method.place(model, tuning)
     assert torch.equal(model(IDS).logits, before)
+
+
+@pytest.mark.parametrize("kind", ["linear", "nf4"])
+def test_factors_are_those_of_the_plain_lora(kind):
+    """Over the base's own codes too, whatever codes it was trained over."""
+    base, update = layer(kind), module(0.1)
+    plain = update.as_lora()
+    x = torch.randn(3, 64)
+    wanted = plain(base, x)
+    update.settle(base, lambda: WEIGHT.clone())
+    down, up, beyond = update.factors(base)
+    assert beyond is None and down.shape == (8, 64)
+    assert torch.allclose(base(x) + x @ down.T @ up.T, wanted, atol=1e-4)

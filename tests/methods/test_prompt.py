@@ -203,3 +203,12 @@ def test_a_document_behind_virtual_tokens_has_its_first_token_learned():
     assert row.hidden_N[0] == 1 and row.targets_N[0] == documents.ids_N[0]
     assert row.ids_T[:2].tolist() == [VOCABULARY, VOCABULARY + 1]
     assert torch.isfinite(Forward(model, False, False).loss(row))
+
+
+def test_placeholders_are_filled_in_where_the_embeddings_output_is_there_already():
+    model = tiny("llama")
+    embedding, tuning = model.get_input_embeddings(), begun(model, tokens=3, init="random")
+    ids = torch.tensor([[97, 5, 96]])
+    y = embedding(torch.tensor([[0, 5, 0]]))
+    found = tuning.adapter[PATH].changed(embedding, ids, y)  # type: ignore[operator]
+    assert torch.equal(found[0, [0, 2]], table(tuning)[[1, 0]]) and torch.equal(found[0, 1], y[0, 1])

@@ -93,3 +93,13 @@ def test_what_goes_on_from_its_folder_is_a_plain_table(tiny_llama, tmp_path):
     before, after = (load_file(folder / "adapter" / layout.WEIGHTS)["prompt_embeddings"] for folder in (first, second))
     assert before.shape == after.shape and 0 < (after - before).abs().max() < 0.2, "it began where the first one ended"
     assert json.loads((second / "adapter" / layout.CONFIG).read_text())["peft_type"] == "PROMPT_TUNING"
+
+
+def test_a_stretch_of_a_row_is_changed_as_a_document_is():
+    model = tiny("llama")
+    chosen = Settings(tokens=3, hidden=16)
+    tuning = method.build(model, chosen, quantized=False)
+    method.begin(tuning, Start(model, None, 0, lambda path: torch.empty(0)), chosen)
+    [module] = tuning.adapter.values()
+    embedding, ids = model.get_input_embeddings(), torch.tensor([[97, 5, 96]])
+    assert torch.equal(module.changed(embedding, ids, embedding(ids.clamp(max=95))), module(embedding, ids))

@@ -324,3 +324,28 @@ def test_tokens_become_ids_once_and_a_run_goes_on_from_them(tied_folder: Path, t
     runs.finish(runs.settings(tied_folder, data, tmp_path / "second", again))
     with pytest.raises(UserError, match="'xyz' is no token of this model, it is made of 3"):
         decide(runs.settings(tied_folder, data, tmp_path / "third", {"method": {"name": "lora", "trainable_tokens": ["xyz"]}}), {})
+
+
+@pytest.mark.parametrize("name", ["llama_tied", "gemma3"])
+@pytest.mark.parametrize("settings", [{"modules_to_save": ["lm_head"]}, {"trainable_tokens": [5, 7]}])
+def test_a_layer_is_left_alone_by_what_answers_beside_it(name: str, settings: dict[str, Any]) -> None:
+    """A stretch of a row goes by trained rows and copies while the layer keeps its own tensors, at both ends of a tied model."""
+    model, tuning = begun(name, **settings)
+    moved(tuning)
+    ids, h = torch.tensor([IDS]), torch.randn(1, 3, 64)
+    with torch.no_grad():
+        wanted = {EMBEDDING: model.get_submodule(EMBEDDING)(ids), HEAD: model.get_submodule(HEAD)(h)}
+        slots.lift(model, tuning.adapter)
+        for path, x in ((EMBEDDING, ids), (HEAD, h)):
+            layer, module = model.get_submodule(path), tuning.adapter[path]
+            own = layer(x)
+            found = module.instead(layer, x) if hasattr(module, "instead") else module.changed(layer, x, own.clone())  # type: ignore[operator]
+            assert torch.equal(found, wanted[path]) and not torch.equal(found, own)
+            assert torch.equal(layer(x), own) and "forward" not in vars(layer)
+
+
+def test_a_copy_shares_all_but_what_it_is_given() -> None:
+    layer = torch.nn.Linear(3, 2)
+    other = extras.with_tensors(layer, {"weight": torch.nn.Parameter(torch.zeros(2, 3))})
+    assert other.bias is layer.bias and torch.equal(other(torch.randn(3)), layer.bias)
+    assert layer.weight.abs().sum() > 0
