@@ -33,17 +33,50 @@ LIGHT = ["config.py", "run_yaml.py", "errors.py", "events.py", "cli.py", "method
 LIGHT += ["data/files/read.py", "data/sample.py", "data/look/check.py"]
 LIGHT_FOLDERS = ["data/formats", "verbs"]
 
+# What the targets of exports stand on.
+BESIDE_TARGETS = set(
+    [
+        "agreement",
+        "bases",
+        "changes",
+        "combined",
+        "crown",
+        "difference",
+        "distil",
+        "even",
+        "export",
+        "fitted",
+        "folder",
+        "four_bits",
+        "go_template",
+        "live",
+        "merge",
+        "merged",
+        "modelfile",
+        "nearest",
+        "prepared",
+        "served",
+        "source",
+        "target",
+        "targets",
+        "truth",
+        "vllm_files",
+        "vllm_proof",
+        "whole",
+    ]
+)
 # shelf: folder of its pages, files in it that are not things of the shelf
 SHELVES = {
     "data/formats": ("docs/data", set()),
     "evaluate/metrics": ("docs/metrics", set()),
     "tasks": ("docs/tasks", {"predict"}),
     "methods": ("docs/methods", {"settings", "method", "tuning", "rates"}),
+    "export": ("docs/export", BESIDE_TARGETS),
 }
 # Pages beside a shelf's own: what all its things share.
-BESIDE = {"data/formats": {"files", "info", "check", "scale"}, "methods": {"loftq"}}
+BESIDE = {"data/formats": {"files", "info", "check", "scale"}, "methods": {"loftq"}, "export": {"gguf", "merge", "served"}}
 # The table of methods needs torch, which `methods/settings.py` in the same folder must not.
-TABLES = {"methods": "method.py"}
+TABLES = {"methods": "method.py", "export": "targets.py"}
 TESTS_OF_THE_WHOLE = {"laws", "oracle"}
 TESTS_OF_NO_FILE = {"test_structure.py", "test_setup.py", "test_docs.py", "test_readme.py", "test_recipes.py", "data/test_dirty.py"}
 TESTS_OF_NO_FILE |= {"test_sweep.py", "test_bench.py"}  # of benchmarks

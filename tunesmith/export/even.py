@@ -27,7 +27,8 @@ def even(tuning: Tuning, model: Any, rank: int | None = None, everywhere: bool =
 
     `everywhere`: a layer that is tuned in one block has an update in all of them. `model` may be a skeleton.
     """
-    modules: dict[str, Any] = {path: m.as_lora() if hasattr(m, "as_lora") else m for path, m in tuning.adapter.items()}
+    own: dict[str, Any] = tuning.adapter
+    modules: dict[str, Any] = {path: module.as_lora() if hasattr(module, "as_lora") else module for path, module in own.items()}
     widest = max(module.A.shape[0] for module in modules.values()) if rank is None else rank
     scale = max(module.scale for module in modules.values())
     paths = [path for path, _ in model.named_modules() if path in modules or (everywhere and _inner(path) in {_inner(p) for p in modules})]

@@ -47,7 +47,7 @@ def write(sources: Sequence[Source], folder: Path, options: Options, tell: Tell)
     context = getattr(config, "max_position_embeddings", None)
     text = modelfile.modelfile(facts["file"], _template(source), stops, modelfile.default_system(found), context)
     (folder / MODELFILE).write_text(text, encoding="utf-8")
-    return facts | {"stops": stops, "system_prompt": {None: "none"}.get(found.system, found.place), "context": context}
+    return facts | {"stops": stops, "system_prompt": "none" if found.system is None else found.place, "context": context}
 
 
 def _template(source: Source) -> str:

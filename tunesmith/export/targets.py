@@ -11,5 +11,4 @@ TARGETS: dict[str, ModuleType] = {
     "ollama": ollama,
     "vllm": vllm,
     "tgi": tgi,
-    "vllm": vllm,
 }
