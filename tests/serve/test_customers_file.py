@@ -39,6 +39,17 @@ customers:
     assert read(None, []) == []
 
 
+def test_the_file_that_the_page_shows_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in ("ACME_KEY", "OPERATIONS_KEY"):
+        monkeypatch.setenv(variable, variable)
+    page = (Path(__file__).resolve().parents[2] / "docs" / "serve" / "customers.md").read_text(encoding="utf-8")
+    (shown,) = [block for block in page.split("```") if block.startswith("\ncustomers:")]
+    acme, legal, operations = read(write(tmp_path, shown), [])
+    assert (acme.models, acme.requests_per_minute, acme.tokens_per_minute, acme.concurrent) == (("acme-*", "smollm2"), 60, 20000, 4)
+    assert legal.digests == (hashlib.sha256(b"test").digest(),) and not legal.admin
+    assert operations.admin and operations.models == ("*",)
+
+
 def test_every_misfit_is_said_at_once_with_its_line_and_without_its_value(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NOT_SET", raising=False)
     path = write(
