@@ -102,4 +102,4 @@ def test_a_stretch_of_a_row_is_changed_as_a_document_is():
     method.begin(tuning, Start(model, None, 0, lambda path: torch.empty(0)), chosen)
     [module] = tuning.adapter.values()
     embedding, ids = model.get_input_embeddings(), torch.tensor([[97, 5, 96]])
-    assert torch.equal(module.changed(embedding, ids, embedding(ids.clamp(max=95))), module(embedding, ids))
+    assert torch.equal(module.changed(embedding, ids, embedding(ids.clamp(max=95))), module(embedding, ids))  # type: ignore[operator]
