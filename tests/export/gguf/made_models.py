@@ -85,12 +85,8 @@ def made_model(name: str, folder: Path, tokenizer: Any = None, sharp: float = 1.
     unless another one is given. `sharp`: what logits are multiplied by."""
     config = CONFIGS[name]()
     if tokenizer is not None:
-        changes = {
-            "vocab_size": max(tokenizer.get_vocab().values()) + 1,
-            "bos_token_id": None,
-            "eos_token_id": None,
-            "pad_token_id": None,
-        } | changes
+        rows = max(tokenizer.get_vocab().values()) + 9  # a class of transformers' own may add tokens when it opens the folder
+        changes = {"vocab_size": rows, "bos_token_id": None, "eos_token_id": None, "pad_token_id": None} | changes
     for key, value in changes.items():
         setattr(config, key, value)
     with quiet(), torch.random.fork_rng():
