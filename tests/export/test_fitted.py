@@ -1,5 +1,7 @@
+import gc
 import json
 import shutil
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from tests.runs import own_cache  # noqa: F401
 from tunesmith.errors import UserError
 from tunesmith.export.fitted import Fit, fit_lora
 from tunesmith.export.live import listen
+from tunesmith.models import load as loading
 from tunesmith.tuned import open_tuned
 
 STRONG = {"train.learning_rate": 0.02}
@@ -145,3 +148,23 @@ def test_what_there_is_nothing_to_fit_to(tiny_llama: Path, data: Path, tmp_path:
         fit_lora(str(run), None, tmp_path / "lora", data=str(tmp_path / "none.jsonl"))
     fit = fit_lora(str(run / "adapter"), None, tmp_path / "lora", data=str(data), steps=1)
     assert fit.rank == 16 and fit.distilled is not None
+
+
+@pytest.mark.parametrize("method", [{"name": "dora", "rank": 2}, {"name": "prompt"}], ids=["singular values", "distillation"])
+def test_two_models_never_stand_in_memory_at_once(
+    method: dict[str, Any], tiny_llama: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = trained(tiny_llama, data, tmp_path / "run", method, {"train.steps": 1})
+    models: list[Any] = []
+    load = loading.load
+
+    def counted(*arguments: Any, **named: Any) -> Any:
+        gc.collect()
+        assert not [one for one in models if one() is not None], "another model is still there"
+        base = load(*arguments, **named)
+        models.append(weakref.ref(base.model))
+        return base
+
+    monkeypatch.setattr(loading, "load", counted)
+    fit_lora(str(run), 2, tmp_path / "lora", steps=1)
+    assert len(models) == 2

@@ -114,6 +114,7 @@ def trial(source: str, *, base: Literal["auto"] | Kind = "auto", model: str | No
 
     Raises UserError where there is nothing to merge, where it cannot be merged, and for a base that it was not trained over.
     """
+    gc.collect()  # what a run leaves behind, where one has just ended here
     tuned = open_tuned(source, model=model, refuse=partial(refuse, source))
     if base == "dequantised" and not tuned.base.quantized:
         run = "" if tuned.run is not None else "; where a run over NF4 made it, name the run's folder, which says so"

@@ -34,7 +34,7 @@ from tunesmith.step.forward import Forward
 from tunesmith.step.loss import chunk_rows
 from tunesmith.step.optim import Optimizer, learning_rate
 
-STEPS, TOKENS_PER_STEP = 200, 2048
+STEPS = 200
 HELD_OUT, HELD_OUT_SHARE = 32, 0.1  # documents that measure and are not learned, at most; of a few documents this share
 LOOKS = 4  # how often on the way the held-out documents are asked; the best is what is kept
 EVERY = 10.0  # seconds between two sentences on how far it is
@@ -100,7 +100,7 @@ def distil(
     *,
     rate: float,
     steps: int = STEPS,
-    tokens_per_step: int = TOKENS_PER_STEP,
+    tokens_per_step: int = 512,
     row_tokens: int = 1024,
     seed: int = 0,
     tell: Callable[[str], None] = lambda sentence: None,

@@ -51,7 +51,8 @@ DISTILLED_RANK = 16  # what servers take by default
 ROWS = 4096  # of the run's data that a LoRA is distilled on
 NAMED = 12  # tensors that a LoRA cannot hold, named in a sentence
 UNKNOWN_WIDTH = 2048  # channels of a model whose config does not say how wide it is
-ROW_TOKENS = {True: 1024, False: 8192}  # of a row while distilling, by whether a CPU computes it
+# While distilling, by whether a CPU computes it: tokens of a row, and of a step. 200 steps are minutes on either.
+ROW_TOKENS, STEP_TOKENS = {True: 1024, False: 8192}, {True: 512, False: 4096}
 
 Tell = Callable[[str], None]
 
@@ -119,12 +120,28 @@ def _named(lost: Mapping[str, float]) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What is fitted to, and how a LoRA is distilled where that is the way."""
+    """What a LoRA should be like: `rank` and `energy` as `fit_lora` has them, the rest for distillation."""
 
     source: str
+    rank: int | None
+    energy: float
     data: str | None
     steps: int
     seed: int
+    tell: Tell
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """The LoRA's modules, and what is known of them before they are asked anything; the fields are those of `Fit`."""
+
+    adapter: dict[str, nn.Module]
+    how: str
+    rank: int
+    layers: dict[str, float]
+    energy: float | None
+    lost: dict[str, float]
+    distilled: distil.Distilled | None = None
 
 
 def fit_lora(
@@ -145,28 +162,59 @@ def fit_lora(
     `seed` are for distillation; without `data` the run's own rows are taken. Raises UserError where there is nothing to fit to, and
     for data that cannot be used.
     """
+    request = Request(source, rank, energy, data, steps, seed, tell)
     tuned = open_tuned(source, model=model, refuse=partial(_refuse, source))
     tell("asking what is fitted to")
-    live = listen(tuned)
-    if unmergeable(tuned.tuning):
-        return _distilled(tuned, live, rank or DISTILLED_RANK, Request(source, data, steps, seed), out, tell)
-    base, name, head = _base_of(tuned), _method(tuned), tuned.head
-    bare = loading.skeleton(loading.load_config(base.folder))
-    tell("taking apart what changed")
-    changes, lost = (of_adapter if tuned.has_adapter else of_model)(tuned, base.folder, bare, rank or MOST, seed)
-    if not changes:
-        raise UserError(f"{source}: no matrix that a LoRA stands beside was changed, so there is nothing to fit", *_named(lost))
-    chosen = rank or nearest.least_rank(changes, energy)
-    student = _tuning({change.path: nearest.lora(change, chosen) for change in changes}, head)
+    live, base, name = listen(tuned), _base_of(tuned), _method(tuned)
+    made = _learned(tuned, request) if unmergeable(tuned.tuning) else _taken_apart(tuned, base, request)
+    student = _tuning(made.adapter, tuned.head)
     dtype, device = tuned.base.dtype, tuned.model.device
-    slots.lift(tuned.model, tuned.tuning.adapter)
     del tuned
     gc.collect()
+    tell("asking the LoRA")
     apart, without = _asked_over(base.folder, dtype, device, live, student)
-    layers = {change.path: change.lost(chosen) for change in changes}
-    fit = Fit(out, source, name, "singular values", chosen, layers, nearest.kept(changes, chosen), lost, apart, without)
-    _write(out, bare, student, base, fit)
+    fit = Fit(out, source, name, made.how, made.rank, made.layers, made.energy, made.lost, apart, without, made.distilled)
+    student.about = {"base": fingerprint(base.folder), "fitted": fit.facts()}
+    layout.write(out, loading.skeleton(loading.load_config(base.folder)), student, opened_as(base))
     return fit
+
+
+def _taken_apart(tuned: Tuned, base: Located, request: Request) -> Made:
+    """The leading part of what changed of each matrix. Nothing stands in the model afterwards."""
+    request.tell("taking apart what changed")
+    bare = loading.skeleton(loading.load_config(base.folder))
+    changes, lost = (of_adapter if tuned.has_adapter else of_model)(tuned, base.folder, bare, request.rank or MOST, request.seed)
+    slots.lift(tuned.model, tuned.tuning.adapter)
+    if not changes:
+        raise UserError(f"{request.source}: no matrix that a LoRA stands beside was changed, so there is nothing to fit", *_named(lost))
+    rank = request.rank or nearest.least_rank(changes, request.energy)
+    adapter: dict[str, nn.Module] = {change.path: nearest.lora(change, rank) for change in changes}
+    layers = {change.path: change.lost(rank) for change in changes}
+    return Made(adapter, "singular values", rank, layers, nearest.kept(changes, rank), lost)
+
+
+def _learned(tuned: Tuned, request: Request) -> Made:
+    """A LoRA that has learned to answer as the adapter, on the base as that was trained over. Nothing stands in the model afterwards."""
+    request.tell("reading what it is distilled on")
+    documents, model, folder = _documents(tuned, request.data), tuned.model, tuned.base.folder
+    slots.lift(model, tuned.tuning.adapter)
+    settings = LoRA(rank=request.rank or DISTILLED_RANK)
+    student = method.build(model, settings, quantized=tuned.base.quantized, device=model.device)
+    method.begin(student, Start(model, tuned.tokenizer, request.seed, lambda path: matrix(folder, path, model)), settings)
+    on_cpu, width = model.device.type == "cpu", int(getattr(model.config.get_text_config(), "hidden_size", UNKNOWN_WIDTH))
+    done = distil.distil(
+        tuned.base,
+        tuned.tuning,
+        student,
+        documents,
+        rate=rate_at(METHODS["lora"].LEARNING_RATES, width),
+        steps=request.steps,
+        tokens_per_step=STEP_TOKENS[on_cpu],
+        row_tokens=ROW_TOKENS[on_cpu],
+        seed=request.seed,
+        tell=request.tell,
+    )
+    return Made(student.adapter, "distillation", settings.rank, {}, None, {}, done)
 
 
 def _refuse(source: str, tuning: Tuning) -> None:
@@ -206,47 +254,6 @@ def _asked_over(folder: Path, dtype: torch.dtype, device: torch.device, live: Li
         module.to(device)
     slots.place(model, student.adapter)
     return live.apart(live.ask(model)), without
-
-
-def _write(folder: Path, bare: Any, student: Tuning, base: Located, fit: Fit) -> None:
-    student.about = {"base": fingerprint(base.folder), "fitted": fit.facts()}
-    layout.write(folder, bare, student, opened_as(base))
-
-
-def _distilled(tuned: Tuned, live: Live, rank: int, request: Request, out: Path, tell: Tell) -> Fit:
-    """Teacher and student take turns on the base as it was trained over; the LoRA is measured over the original weights."""
-    student, done = _learned(tuned, rank, request, tell)
-    located, name, dtype, device, head = tuned.located, _method(tuned), tuned.base.dtype, tuned.model.device, tuned.head
-    del tuned
-    gc.collect()
-    learned = _tuning(student.adapter, head)
-    apart, without = _asked_over(located.folder, dtype, device, live, learned)
-    fit = Fit(out, request.source, name, "distillation", rank, {}, None, {}, apart, without, done)
-    _write(out, loading.skeleton(loading.load_config(located.folder)), learned, located, fit)
-    return fit
-
-
-def _learned(tuned: Tuned, rank: int, request: Request, tell: Tell) -> tuple[Tuning, distil.Distilled]:
-    """The LoRA that has learned to answer as the adapter, and what came of it. Nothing stands in the model afterwards."""
-    tell("reading what it is distilled on")
-    documents, model, folder = _documents(tuned, request.data), tuned.model, tuned.base.folder
-    slots.lift(model, tuned.tuning.adapter)
-    settings = LoRA(rank=rank)
-    student = method.build(model, settings, quantized=tuned.base.quantized, device=model.device)
-    method.begin(student, Start(model, tuned.tokenizer, request.seed, lambda path: matrix(folder, path, model)), settings)
-    width = int(getattr(model.config.get_text_config(), "hidden_size", UNKNOWN_WIDTH))
-    done = distil.distil(
-        tuned.base,
-        tuned.tuning,
-        student,
-        documents,
-        rate=rate_at(METHODS["lora"].LEARNING_RATES, width),
-        steps=request.steps,
-        row_tokens=ROW_TOKENS[model.device.type == "cpu"],
-        seed=request.seed,
-        tell=tell,
-    )
-    return student, done
 
 
 def _documents(tuned: Tuned, data: str | None) -> Documents:
