@@ -64,6 +64,14 @@ def alone(model: Any, ids: Sequence[int], count: int) -> tuple[list[int], torch.
     return ids[len(ids) - count :], torch.stack(found)
 
 
+def agree_with(model: Any, ids: Sequence[int], tokens: Sequence[Token]) -> None:
+    """The same in one pass over prompt and answer: a token that is the likeliest behind all before it is what the model says alone."""
+    whole = [*ids, *(token.id for token in tokens)]
+    with torch.no_grad(), attention(model, "eager"):
+        logits_TV = model(input_ids=torch.tensor([whole]), use_cache=False).logits[0, len(ids) - 1 : -1].float()
+    agree(tokens, (logits_TV.argmax(-1).tolist(), F.log_softmax(logits_TV, -1)))
+
+
 def agree(tokens: Sequence[Token], truth: tuple[list[int], torch.Tensor]) -> None:
     ids, logprobs_NV = truth
     assert [token.id for token in tokens] == ids

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.serve.builtin.engines import Client, agree, alone, engine_of
+from tests.serve.builtin.engines import Client, agree, agree_with, alone, engine_of
 from tests.tiny_models import some_ids, tiny
 from tunesmith.errors import UserError
 from tunesmith.serve.ask import Ask, Constraint, Full
@@ -30,7 +30,7 @@ def test_answers_that_come_and_go_are_those_of_the_model_alone(family: str) -> N
         answers = [(head + client.rest()[0]) for head, client in zip(heads, clients, strict=True)]
     model = tiny(family)
     for prompt, tokens in zip(prompts, answers, strict=True):
-        agree(tokens, alone(model, prompt, len(tokens)))
+        agree_with(model, prompt, tokens)
     assert [len(tokens) for tokens in answers] == [70, 6, 11, 16, 21, 26, 20]
 
 
@@ -43,7 +43,7 @@ def test_who_is_put_back_goes_on_where_it_was() -> None:
         assert engine.figures()["cache_tokens_allocated"] <= 256
         again = Client(engine, prompts[3], 60, temperature=0.7, seed=5).rest()[0]
     for prompt, tokens in zip(prompts[:3], answers[:3], strict=True):
-        agree(tokens, alone(tiny("llama"), prompt, 60))
+        agree_with(tiny("llama"), prompt, tokens)
     assert [token.id for token in again] == [token.id for token in answers[3]]
 
 
@@ -58,8 +58,8 @@ def test_a_common_beginning_is_computed_once() -> None:
         # a conversation goes on: the last token of the answer was said, but never read
         assert engine.figures()["prompt_tokens_shared_total"] == shared + len(prompts[0]) + 4
     for prompt, tokens in zip(prompts, answers, strict=True):
-        agree(tokens, alone(tiny("gemma3"), prompt, 5))
-    agree(later, alone(tiny("gemma3"), prompts[0] + [token.id for token in answers[0]] + [4, 5, 6], 5))
+        agree_with(tiny("gemma3"), prompt, tokens)
+    agree_with(tiny("gemma3"), prompts[0] + [token.id for token in answers[0]] + [4, 5, 6], later)
 
 
 def test_stop_limit_and_context() -> None:

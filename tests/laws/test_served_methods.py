@@ -1,4 +1,4 @@
-"""Every method's adapters served beside each other: each answer is what its own adapter gives alone, in its places in the model."""
+"""Law: adapters of every method are served beside each other, and each answer is what its own adapter gives alone, in its places."""
 
 from pathlib import Path
 from typing import Any
