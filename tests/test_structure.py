@@ -34,37 +34,11 @@ LIGHT += ["data/files/read.py", "data/sample.py", "data/look/check.py"]
 LIGHT_FOLDERS = ["data/formats", "verbs"]
 
 # What the targets of exports stand on.
-BESIDE_TARGETS = set(
-    [
-        "agreement",
-        "bases",
-        "changes",
-        "combined",
-        "crown",
-        "difference",
-        "distil",
-        "even",
-        "export",
-        "fitted",
-        "folder",
-        "four_bits",
-        "go_template",
-        "live",
-        "merge",
-        "merged",
-        "modelfile",
-        "nearest",
-        "prepared",
-        "served",
-        "source",
-        "target",
-        "targets",
-        "truth",
-        "vllm_files",
-        "vllm_proof",
-        "whole",
-    ]
-)
+BESIDE_TARGETS = {
+    "agreement", "bases", "changes", "combined", "crown", "difference", "distil", "even", "export", "fitted", "folder", "four_bits",
+    "go_template", "live", "merge", "merged", "modelfile", "nearest", "prepared", "served", "source", "target", "targets", "truth",
+    "vllm_files", "vllm_proof", "whole",
+}  # fmt: skip
 # shelf: folder of its pages, files in it that are not things of the shelf
 SHELVES = {
     "data/formats": ("docs/data", set()),
