@@ -66,7 +66,7 @@ def test_two_at_once_build_once(tmp_path: Path) -> None:
         (aside / "model/weights").write_text("whole", encoding="utf-8")
         return aside / "model"
 
-    threads = [threading.Thread(target=source._once, args=(tmp_path / "models/m", build)) for _ in range(4)]
+    threads = [threading.Thread(target=source.once, args=(tmp_path / "models/m", build)) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -82,7 +82,7 @@ def test_no_room_or_no_right_to_write(tmp_path: Path, number: str) -> None:
         raise OSError(getattr(errno, number), "sorry")
 
     with pytest.raises(UserError, match="set TUNESMITH_CACHE"):
-        source._once(tmp_path / "models/m", build)
+        source.once(tmp_path / "models/m", build)
     assert not (tmp_path / "models/m").exists()
 
 

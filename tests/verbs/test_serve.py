@@ -66,7 +66,8 @@ def test_each_name_answers_as_its_run_does_and_others_come_and_go(places: Path, 
         said = {}
         for name, folder in (("one", places / "one"), ("other", places / "two"), ("tiny-llama", tiny_llama)):
             tuned = open_tuned(str(folder))
-            prompt = tuned.renderer.prompt_ids(QUESTION)
+            renderer: Any = tuned.renderer
+            prompt = renderer.prompt_ids(QUESTION)
             truth = generate(tuned.model, [prompt], tuned.renderer.stops, Sampling(max_new_tokens=12))[0]
             found = asked.chat.completions.create(model=name, messages=QUESTION, max_tokens=12, temperature=0)  # type: ignore[arg-type]
             said[name] = found.choices[0].message.content
