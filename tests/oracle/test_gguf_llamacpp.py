@@ -1,6 +1,7 @@
 """llama.cpp as the judge of every GGUF file: token ids, distributions and greedy answers are those of transformers."""
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,15 @@ from tunesmith.export.gguf.model_file import write_model
 from tunesmith.export.gguf.opened import HARD_TEXTS, proof
 from tunesmith.export.gguf.quantise import KINDS
 from tunesmith.export.gguf.splits import NAMES
-from tunesmith.export.target import Truth
+from tunesmith.export.target import Options, Truth
 from tunesmith.methods import lora, method, pissa
 from tunesmith.methods.layouts import layout
 from tunesmith.methods.settings import LoRA, PiSSA
 from tunesmith.models.load import quiet
+from tunesmith.verbs.export import export_run
 
 pytest.importorskip("xllamacpp")
-NO_TALK = Truth((), ([1, 2, 3],), (), ((),), ((),))
+NO_TALK = Truth((), ([1, 2, 3],), (), ([],), ([],))
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -52,11 +54,8 @@ def test_every_kind(kind: str, tiny: tuple[Path, Truth], tmp_path: Path) -> None
     assert 0 < found.figures["mean_kl"] < KINDS[kind].max_kl
 
 
-@pytest.mark.parametrize("ignore_merges", [False, True])
-@pytest.mark.parametrize("steps", NAMES)
+@pytest.mark.parametrize(("steps", "ignore_merges"), [(steps, whole) for steps in NAMES for whole in (False, True) if NAMES[steps][whole]])
 def test_every_way_to_cut_text(steps: tuple[str, ...], ignore_merges: bool, tmp_path: Path) -> None:
-    if not NAMES[steps][ignore_merges]:
-        pytest.skip("llama.cpp does not have this rule so")
     _same_ids(byte_level(steps, ignore_merges), tmp_path)
 
 
@@ -113,7 +112,8 @@ def test_a_lora_beside_its_base(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     for parameter in tuning.parameters.values():
         parameter.data.normal_(std=0.2)
-    for number, module in enumerate(tuning.adapter.values()):
+    updates: dict[str, Any] = tuning.adapter
+    for number, module in enumerate(updates.values()):
         module.scale = 1.5 if number % 2 else 0.5  # several scales, one alpha in the file
     _beside(folder, model, tuning, tmp_path)
 
@@ -163,3 +163,21 @@ def test_the_built_in_model(kind: str, builtin_model: Path, tmp_path: Path) -> N
     found = proof(written.file, kind, truth, renderer)
     assert found.failures == ()
     assert found.figures["texts"] == len(HARD_TEXTS)
+
+
+@pytest.mark.parametrize("options", [Options(quantize="bf16"), Options(adapter_only=True)], ids=["merged", "alone"])
+def test_the_export_of_an_adapter(options: Options, tmp_path: Path) -> None:
+    folder = made_model("llama", tmp_path / "model")
+    with quiet():
+        model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).requires_grad_(False)
+    tuning = lora.build(model, LoRA(rank=4))
+    torch.manual_seed(0)
+    for parameter in tuning.parameters.values():
+        parameter.data.normal_(std=0.05)
+    layout.write(tmp_path / "mine", model, tuning, str(folder))
+    assert export_run([str(tmp_path / "mine")], "gguf", tmp_path / "out", options) == 0
+    facts = json.loads((tmp_path / "out/export.json").read_text(encoding="utf-8"))
+    name = "adapter.gguf" if options.adapter_only else "mine-bf16.gguf"
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["export.json", name]
+    assert json.dumps(facts).count('"mean_kl"') and name in json.dumps(facts)
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
