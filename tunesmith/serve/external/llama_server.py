@@ -11,7 +11,8 @@ import sys
 import threading
 
 SETTINGS = "TUNESMITH_LLAMACPP"
-WARNINGS = 2  # llama.cpp's measure of what is printed
+ERRORS = 1  # llama.cpp's measure of what is printed; warnings come with every request
+SPEAKS = "grammars go to llguidance"
 
 
 def main() -> int:
@@ -26,7 +27,7 @@ def main() -> int:
     params.n_threads_http = given["answers"] + 8  # a stream holds one for as long as it lasts
     # scale 0: an adapter acts in requests that name it, and in no other
     params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(path, 0.0) for path in given["adapters"]]
-    params.verbosity, params.endpoint_metrics, params.endpoint_slots, params.warmup, params.ui = WARNINGS, True, False, False, False
+    params.verbosity, params.endpoint_metrics, params.endpoint_slots, params.warmup, params.ui = ERRORS, True, False, False, False
     # kept prompts are found by their tokens alone: those of another adapter would be taken
     params.cache_ram_mib, params.cache_idle_slots = 0, False
     params.ctx_shift, params.fit_params, params.kv_unified = False, False, False
@@ -36,7 +37,7 @@ def main() -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.set())
     server = xllamacpp.Server(params)
-    print(json.dumps({"address": server.listening_address, "lark": _speaks_lark(xllamacpp)}), flush=True)
+    print(f"llama.cpp listens on {server.listening_address}{f'; {SPEAKS}' if _speaks_lark(xllamacpp) else ''}", flush=True)
     ended.wait()
     sys.stdout.flush()
     os._exit(0)  # its threads may still be in a long computation

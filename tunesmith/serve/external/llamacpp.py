@@ -81,6 +81,8 @@ class LlamaCpp:
             raise ValueError("llama.cpp has no min_tokens; leave it out, or serve with --engine builtin or vllm")
         check_length(ask, self._context)
         if ask.constraint is not None:
+            if not self._keeps_to_grammars:
+                raise ValueError("this build of llama.cpp has no llguidance, so that it cannot keep an answer to a schema or grammar")
             matcher_of(ask.constraint, self._tokenizer, ask.stop_ids)  # its own reader of grammars lets mistakes pass
         with self._lock:
             if ask.model != self._base_name and ask.model not in self._adapters:
@@ -145,10 +147,11 @@ class LlamaCpp:
         process = Process("llama.cpp", command, {llama_server.SETTINGS: json.dumps(given)}, self._tell)
         remote = Remote(f"http://127.0.0.1:{port}", key, self._queue, lambda error: process.explain(error))
         try:
-            process.wait(lambda: _answers(remote), self._seconds)
+            process.wait(lambda: _answers(remote) and bool(process.lines), self._seconds)
         except BaseException:
             remote.close(0)
             raise
+        self._keeps_to_grammars = any(llama_server.SPEAKS in line for line in process.lines)
         return process, remote
 
     def _exchange(self, change: Callable[[dict[str, Path]], dict[str, Path]]) -> None:
