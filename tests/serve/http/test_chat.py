@@ -76,7 +76,8 @@ def test_a_call_that_is_no_json_stays_text_where_the_answer_is_sent_whole():
 
 def test_without_tools_calls_are_text():
     text = '<tool_call>\n{"name": "weather", "arguments": {}}\n</tool_call>'
-    for fields in ({}, {"tools": [WEATHER], "tool_choice": "none"}):
+    cases: list[dict[str, Any]] = [{}, {"tools": [WEATHER], "tool_choice": "none"}]
+    for fields in cases:
         engine = FakeEngine(says("qwen2.5", text))
         assert post(engine, **fields).json()["choices"][0]["message"]["content"] == text
         assert list(engine.asks[0].prompt_ids) == renderer_of("qwen2.5").prompt_ids(ASKED["messages"]), "none: the model sees no tools"

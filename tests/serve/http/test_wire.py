@@ -144,6 +144,7 @@ def test_prompts_of_all_shapes():
 
     assert prompts("a") == ["a"] and prompts(["a", "b"]) == ["a", "b"]
     assert prompts([1, 0]) == [[1, 0]] and prompts([[1], [2, 3]]) == [[1], [2, 3]]
-    for wrong in ("", [], [""], [[]], [-1], [1, "a"], ["a"] * 129):
+    wrongs: list[Any] = ["", [], [""], [[]], [-1], [1, "a"], ["a"] * 129]
+    for wrong in wrongs:
         with pytest.raises(ValidationError):
             prompts(wrong)
