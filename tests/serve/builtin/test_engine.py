@@ -1,6 +1,8 @@
 """The built-in engine: what it answers is what the model answers alone, whoever comes and goes beside it."""
 
+import random
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,8 +11,11 @@ import torch
 from tests.serve.builtin.engines import Client, agree, agree_with, alone, engine_of
 from tests.tiny_models import some_ids, tiny
 from tunesmith.errors import UserError
+from tunesmith.models import load, nf4
+from tunesmith.models.source import Located
 from tunesmith.serve.ask import Ask, Constraint, Full
 from tunesmith.serve.builtin import engine as module
+from tunesmith.serve.builtin.engine import Builtin
 
 LENGTHS = (3, 40, 17, 70, 1, 25, 33)
 FAMILIES = ["llama", "llama_tied", "qwen3", "gemma2", "gemma3", "mistral", "mixtral", "gpt_oss", "gpt2", "granite"]
@@ -259,3 +264,44 @@ def test_threads_are_the_process_s(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(engine._forward, "compute", noted)
         Client(engine, [3, 4], 2).rest()
     assert found[0] == torch.get_num_threads()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_whatever_comes_and_goes_in_whatever_memory(seed: int) -> None:
+    draw = random.Random(seed)
+    family = ["llama", "gemma3", "mistral", "gpt_oss"][seed]
+    settings = {"max_answers": draw.randint(2, 8), "cache_tokens": draw.choice([256, 400, 2000]), "step_tokens": draw.choice([20, 64, 300])}
+    system = some_ids(40, seed).tolist()
+    asked = []
+    with engine_of(family, **settings) as engine:
+        for number in range(10):
+            prompt = system * draw.randint(0, 1) + some_ids(draw.randint(1, 60), 100 * seed + number).tolist()
+            asked.append((prompt, Client(engine, prompt, draw.randint(1, 60))))
+        leaving = draw.sample(range(10), 2)
+        for number in leaving:
+            asked[number][1].cancel()
+        answers = [client.rest() for _, client in asked]
+        assert engine.figures()["cache_tokens"] == 0
+    for number, ((prompt, _), (tokens, end)) in enumerate(zip(asked, answers, strict=True)):
+        assert end.reason == "length" or (number in leaving and end.reason == "cancelled")
+        agree_with(tiny(family), prompt, tokens)
+
+
+@pytest.mark.parametrize(("kind", "tolerance"), [({"dtype": torch.float32, "quantize": True}, 1e-4), ({"dtype": torch.bfloat16}, 0.15)])
+def test_bases_in_four_bits_and_in_bf16(kind: dict[str, Any], tolerance: float, tiny_llama: Path) -> None:
+    base = load.load(tiny_llama, **kind)
+    prompt = list(range(40, 70))
+    engine = Builtin(base, Located(tiny_llama, "base", "folder", ""), cache_tokens=2048)
+    try:
+        tokens = Client(engine, prompt, 8).rest()[0]
+        assert (nf4.dense_bytes(base.model) > 0) == bool(kind.get("quantize"))
+    finally:
+        engine.close(0.0)
+    assert nf4.dense_bytes(base.model) == 0
+    whole = [*prompt, *(token.id for token in tokens)]
+    with torch.no_grad():
+        logprobs_TV = base.model(input_ids=torch.tensor([whole])).logits[0, len(prompt) - 1 : -1].float().log_softmax(-1)
+    assert len(tokens) == 8
+    for token, logprobs_V in zip(tokens, logprobs_TV, strict=True):
+        assert token.logprob is not None and abs(token.logprob - logprobs_V[token.id].item()) < tolerance
+        assert logprobs_V.max().item() - logprobs_V[token.id].item() < tolerance
