@@ -4,17 +4,20 @@ import json
 import re
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from datetime import date
+from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import pytest
 import torch
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
 from transformers import AutoTokenizer
 
 from tests.conftest import write_byte_tokenizer
 from tests.templates import make_tokenizer
 from tunesmith.serve.ask import Constraint
-from tunesmith.serve.builtin.constraints import MISSING, Matcher, matcher_of
+from tunesmith.serve.builtin.constraints import FORMATS, MISSING, Matcher, matcher_of
 
 pytest.importorskip("llguidance")
 
@@ -120,6 +123,46 @@ def test_json_is_on_one_line_unless_the_schema_says_otherwise(byte_tokenizer: An
 def byte_id(tokenizer: Any, byte: int) -> int:
     (token,) = tokenizer.encode(chr(byte), add_special_tokens=False)
     return int(token)
+
+
+def test_schemas_as_pydantic_writes_them(byte_tokenizer: Any) -> None:
+    class Mood(Enum):
+        GOOD = "good"
+        BAD = "bad"
+
+    class Part(BaseModel):
+        model_config = ConfigDict(extra="forbid")
+        name: str = Field(max_length=5, description="short")
+        inner: list["Part"] = Field(default_factory=list, max_length=1)
+
+    class Order(BaseModel):
+        model_config = ConfigDict(extra="forbid")
+        day: date
+        mood: Mood
+        secret: SecretStr = Field(max_length=4)  # format: password, which llguidance does not know
+        count: int | None = Field(ge=0, le=99)
+        kind: Literal["x", "y"]
+        part: Part
+        pair: tuple[bool, Annotated[int, Field(gt=1, lt=4)]]
+
+    Order.model_rebuild(_types_namespace={"Part": Part})
+    schema = Order.model_json_schema()
+    for seed in range(4):
+        Order.model_validate_json(written(byte_tokenizer, Constraint("json", schema), seed, limit=600))
+
+
+def test_formats_that_are_known_are_kept_and_others_are_notes(byte_tokenizer: Any) -> None:
+    for name in FORMATS:
+        matcher_of(Constraint("json", {"type": "string", "format": name}), byte_tokenizer, {257})
+    stamp = written(byte_tokenizer, Constraint("json", {"type": "string", "format": "date"}), 1)
+    assert re.fullmatch(r'"\d{4}-\d{2}-\d{2}"', stamp)
+    named = {
+        "type": "object",
+        "properties": {"format": {"const": {"format": "byte"}}},
+        "required": ["format"],
+        "additionalProperties": False,
+    }
+    assert json.loads(written(byte_tokenizer, Constraint("json", named), 1)) == {"format": {"format": "byte"}}
 
 
 def test_any_object(byte_tokenizer: Any) -> None:

@@ -21,6 +21,8 @@ from tunesmith.serve.ask import Constraint
 
 KEPT = 64  # compiled grammars of a tokenizer that stay: clients send the same schema again and again
 JSON_STYLE: Any = {"whitespace_flexible": False, "item_separator": ", ?", "key_separator": ": ?"}  # both separators are expressions
+FORMATS = ("date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri")  # that llguidance knows
+VALUES = ("const", "enum", "default", "examples")  # of a schema, in which no schemas stand
 MISSING = "this server cannot keep an answer to a schema or grammar: it needs llguidance; on its machine: pip install 'tunesmith[serve]'"
 _tables: "weakref.WeakKeyDictionary[Any, _Table]" = weakref.WeakKeyDictionary()
 _lock = threading.Lock()
@@ -138,7 +140,7 @@ def grammar_of(constraint: Constraint) -> str:
         case "json":
             if not isinstance(value, dict):
                 raise ValueError("a JSON schema is an object")
-            return LLMatcher.grammar_from_json_schema(value or {"type": "object"}, defaults=JSON_STYLE)
+            return LLMatcher.grammar_from_json_schema(_known_formats(value) or {"type": "object"}, defaults=JSON_STYLE)
         case "regex":
             if not isinstance(value, str):
                 raise ValueError("a regular expression is a text")
@@ -152,6 +154,16 @@ def grammar_of(constraint: Constraint) -> str:
             if not isinstance(value, str):
                 raise ValueError("a grammar is a text")
             return LLMatcher.grammar_from_lark(value)
+
+
+def _known_formats(schema: Any) -> Any:
+    """Without formats that llguidance does not know (password, byte ...): by the standard they are notes, and it refuses them."""
+    if isinstance(schema, list):
+        return [_known_formats(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    kept = {key: part for key, part in schema.items() if not (key == "format" and isinstance(part, str) and part not in FORMATS)}
+    return {key: part if key in VALUES else _known_formats(part) for key, part in kept.items()}
 
 
 def _unanchored(expression: str) -> str:
