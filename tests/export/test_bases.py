@@ -2,6 +2,7 @@ import gc
 import json
 import math
 import weakref
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +34,13 @@ def quantized(tiny_llama: Path, data: Path, tmp_path_factory: pytest.TempPathFac
     return out
 
 
-def test_layers_without_an_adapter_were_rounded_too(quantized: Path, tiny_llama: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def found(quantized: Path) -> bases.Trial:
+    return bases.trial(str(quantized))
+
+
+def test_layers_without_an_adapter_were_rounded_too(found: bases.Trial, tiny_llama: Path, tmp_path: Path) -> None:
     """q and v have one; what the adapter was trained over is the rounding of all seven kinds of layers."""
-    found = bases.trial(str(quantized))
     assert found.kind == "dequantised" and len(found.foldings["original"].found) == 4 and len(found.foldings["dequantised"].found) == 14
     written = bases.write(found, tmp_path / "out")
     assert (written.changed, written.tensors) == (14, 21)
@@ -63,21 +68,18 @@ def test_two_models_never_stand_in_memory_at_once(quantized: Path, tmp_path: Pat
     assert most == [2], "the live one, and one in which both bases are measured"
 
 
-def test_what_is_measured_in_memory_is_what_is_written(quantized: Path, tmp_path: Path) -> None:
+def test_what_is_measured_in_memory_is_what_is_written(found: bases.Trial, tmp_path: Path) -> None:
     for kind in bases.KINDS:
-        found = bases.trial(str(quantized), base=kind)
-        assert found.kind == kind
-        bases.write(found, tmp_path / kind)
+        bases.write(replace(found, kind=kind), tmp_path / kind)
         model = loading.load(tmp_path / kind, dtype=torch.float32).model
         assert found.live.apart(found.live.ask(model)) == found.apart[kind]
 
 
-def test_a_checkpoint_below_fp32_is_put_in_memory_as_its_file_rounds_it(quantized: Path, tiny_llama: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_below_fp32_is_put_in_memory_as_its_file_rounds_it(found: bases.Trial, tiny_llama: Path, tmp_path: Path) -> None:
     """Double rounding or none would measure another model than the one that is written."""
     low = tmp_path / "low"
     loading.load(tiny_llama, dtype=torch.bfloat16).model.save_pretrained(low)
     write_byte_tokenizer(low)
-    found = bases.trial(str(quantized))
     change = bases.merge.folding(low, found.foldings["original"].modules, found.foldings["original"].transposed, "model")
     model = loading.load(low, dtype=torch.float32).model
     bases.put(model, change)
