@@ -17,7 +17,6 @@ from tunesmith.export import vllm
 from tunesmith.export.export import check, export
 from tunesmith.export.source import describe
 from tunesmith.export.target import Options
-from tunesmith.export.vllm_proof import Answer, same_tokens
 from tunesmith.methods import dora, lora, prefix, prompt
 from tunesmith.methods.layouts import layout
 from tunesmith.methods.settings import DoRA, LoRA, Prefix, Prompt
@@ -173,14 +172,6 @@ def test_a_model_as_it_is(tiny_llama: Path, tmp_path: Path) -> None:
     sources = [describe(str(tiny_llama))]
     export("vllm", sources, tmp_path / "out", Options(), verify=False, fill=write_whole, tell=lambda sentence: None)
     assert (tmp_path / "out/model/model.safetensors").is_file() and vllm.base_id(sources, True) == tiny_llama.name
-
-
-def test_a_tie_is_no_failure_and_another_token_is() -> None:
-    near, far = {5: -1.0, 6: -1.005, 7: -3.0}, {5: -1.0, 6: -2.0, 7: -2.5}
-    assert same_tokens([1, 6], Answer([1, 5], [near, near], "stop"), "x")[1].startswith("a tie at token 1")
-    assert same_tokens([1, 6], Answer([1, 5], [near, far], "stop"), "x") == (1, "its answer to x has 5 at token 1 in place of 6")
-    assert same_tokens([1], Answer([1, 5], [near, far], "stop"), "x") == (1, "its answer to x has 5 at token 1 in place of the end")
-    assert same_tokens([1, 5], Answer([1, 5], [near, far], "stop"), "x") == (2, "")
 
 
 def test_the_base_is_never_called_as_an_adapter_is(made: Made) -> None:
