@@ -230,6 +230,9 @@ def test_a_request_names_its_user_and_gets_his_version() -> None:
         body = {"model": "s", "user": user, "messages": [{"role": "user", "content": "x"}], "max_tokens": 4}
         assert client.post("/v1/chat/completions", json=body).status_code == 200
     assert [ask.model for ask in engine.asks] == ["s@2", "s@1", "s@1"]
+    page = client.get("/metrics").text
+    for model, count in (("s@1", 2), ("s@2", 1)):
+        assert f'tunesmith_requests_total{{customer="anyone",model="{model}",status="200"}} {count}.0' in page
     engine.close(5)
 
 

@@ -62,8 +62,9 @@ class Service:
             problem = problem_of(error)
             self.metrics.begin(name, customer).end(problem.status)
             raise problem from error
-        counted = self.metrics.begin(name, customer)
-        visit = Visit(asked, self.catalog.find(asked.model, asked.user or ""), admitted, counted)
+        found = self.catalog.find(asked.model, asked.user or "")
+        counted = self.metrics.begin(found.name if found else name, customer)  # of a split name each version by itself
+        visit = Visit(asked, found, admitted, counted)
         if visit.found is None:
             visit.finish(404)
             raise no_such_model(asked.model)
@@ -174,6 +175,17 @@ def asks_of(
     stops = frozenset(asked.stop_token_ids) | frozenset(() if asked.ignore_eos else model.renderer.stops)
     shared = {**asked.sampling(), "stop_ids": stops, "logprobs": logprobs, "constraint": constraint, "max_tokens": limit}
     return [Ask(model=model.name, prompt_ids=tuple(prompt), seed=(first_seed + n) % wire.SEEDS, **shared) for n in range(asked.n)]
+
+
+def check_length(engine: Engine, model: Model, text: str) -> None:
+    """Raises Problem for a text that cannot fit, before the one thread that tokenises spends seconds on it."""
+    context = engine.context(model.name)
+    if context is not None and len(text) > context * vocabulary_of(model.renderer.tokenizer).longest:
+        raise bad(
+            f"The context of {model.name} is {context} tokens; a prompt of {len(text)} characters has more.",
+            "messages",
+            "context_length_exceeded",
+        )
 
 
 def _room(context: int | None, model: Model, prompt: int, limit: int | None) -> int:
