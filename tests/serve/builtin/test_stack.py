@@ -67,6 +67,15 @@ def test_a_row_in_the_order_of_the_slots_is_the_batch_itself() -> None:
     assert other.taken_N.tolist() == [2, 3, 0, 1] and other.tokens_N is None, "added to the whole row, in its order"
 
 
+def test_spans_sorted_by_slots_are_the_batch_itself() -> None:
+    stacks = stacks_of({"a": 4, "b": 4, "c": 4, "d": 3, "wide": 16})
+    stacks.share(spans_of(("b", 1), ("d", 1), ("a", 1)), "cpu")
+    assert [stacks.order(name) for name in ("", "b", "d", "a", "c", "wide")] == [(0, 0), (4, 0), (4, 1), (4, 2), (4, FEWEST_SLOTS), (16, 0)]
+    names = sorted(["a", "b", "d"], key=stacks.order)
+    [batch] = stacks.share(spans_of(*[(name, 1) for name in names]), "cpu").batches
+    assert batch.index_M is None
+
+
 @pytest.mark.parametrize("most_rows", [8, 16, 64])
 def test_who_finds_no_room_is_computed_all_the_same(most_rows: int) -> None:
     names = {f"a{number}": 4 for number in range(9)}

@@ -107,8 +107,13 @@ class Builtin:
             raise ValueError(f"{ask.model} leaves no room for an answer to {len(ask.prompt_ids)} tokens")
         answer = Answer(ask, put, choice, adapter, fed, before, most, leave)
         with self._changed:
-            self._arrived.append(answer)
-            self._changed.notify()
+            late = self._closing is not None  # the thread may have ended meanwhile
+            if not late:
+                self._arrived.append(answer)
+                self._changed.notify()
+        if late:
+            leave()
+            raise Full("the server is closing")
 
         def cancel() -> None:
             answer.cancelled = True
@@ -186,7 +191,7 @@ class Builtin:
         return self._closing is None or bool(scheduler.running or scheduler.waiting)
 
     def _turn(self) -> None:
-        parts = self._scheduler.plan()
+        parts = sorted(self._scheduler.plan(), key=lambda part: self.mixed.order(part.answer.adapter))  # whole spans, none torn apart
         if not parts:
             for answer in list(self._scheduler.waiting)[:1]:  # alone, and still there is no room for it
                 self._end(answer, End("error", "the server has no memory left for this answer"))

@@ -206,6 +206,10 @@ class Mixed:
         """By layer, as a cache counts them: keys and values [K, P, E] in front of each document, in the model's dtype."""
         return self._adapter(name).prefix if name else {}
 
+    def order(self, name: str) -> tuple[int, int]:
+        """By which a row's spans may be sorted: where each adapter has as many tokens, in this order, nothing has to be gathered."""
+        return self.stacks.order(name)
+
     @property
     def stack_bytes(self) -> int:
         """What the stacks take beside the adapters: at most `most_rows` rows a layer, whatever the number of adapters."""

@@ -20,7 +20,7 @@ from tunesmith.serve.builtin.low_rank import Batch, Factors, Group, Share
 
 LONG = 8  # tokens of a stretch that does not go by a stack: every adapter there would be given as many
 NARROWEST = 4
-FEWEST_SLOTS, MOST_ROWS = 4, 256  # of a width's stack; rows: slots times width
+FEWEST_SLOTS, MOST_ROWS = 8, 256  # of a width's stack; rows: slots times width
 _NEAR = 8  # slots that a step may always read, whoever stands between those that it asks for
 
 Stretch = tuple[int, int, str]  # (first token, behind the last one, adapter)
@@ -115,6 +115,12 @@ class Stacks:
             if len(names) > 1
         )
         return Share(spans[-1][1], tuple(span for span in named if span not in short), batches)
+
+    def order(self, name: str) -> tuple[int, int]:
+        """(width, slot); behind all slots who has none, and before all widths who goes by no stack."""
+        width = self._widths.get(name, 0)
+        slots = self._slots.get(width)
+        return width, slots.placed.get(name, slots.count) if slots is not None else 0
 
     def touch(self, share: Share) -> None:
         """Its adapters were asked for again."""
