@@ -31,7 +31,7 @@ def test_kl_of_some_tokens() -> None:
 
 def test_nan_is_never_near() -> None:
     logits_TV = torch.tensor([[0.0, 1.0]])
-    found = _apart(Truth((), ([1],), (logits_TV,), ((),), ((),)), [[1]], [[[[1, 0], [math.nan, math.nan]]]])
+    found = _apart(Truth((), ([1],), (logits_TV,), ([],), ([],)), [[1]], [[[[1, 0], [math.nan, math.nan]]]])
     assert math.isnan(found.mean_kl) and not found.mean_kl <= 1.0
 
 

@@ -85,12 +85,15 @@ def test_without_llamacpp_the_formats_own_package_packs(kind: Type, monkeypatch:
     for refused in (
         lambda: packed(weights, Type.Q4_K, "x"),
         lambda: check_packing({Type.F32, Type.Q6_K}),
-        lambda: check_installed("q4_k_m"),
+        lambda: check_installed("q4_k_m", 64),
     ):
         with pytest.raises(UserError, match=r"pip install 'tunesmith\[llamacpp\]'"):
             refused()
     check_packing({Type.F32, kind})
-    check_installed("q8_0")
+    check_installed("q8_0", 256)
+    check_installed("q4_0", 96)
+    with pytest.raises(UserError, match="q4_0"):
+        check_installed("q4_0", 256)
 
 
 def test_floats() -> None:

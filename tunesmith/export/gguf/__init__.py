@@ -33,7 +33,8 @@ BESIDE = "f32"  # the base that a LoRA's file is proved beside: nothing is round
 def check(sources: Sequence[Source], options: Options) -> None:
     """Raises UserError for a family that llama.cpp computes otherwise, and for what neither merges nor is a LoRA."""
     [source] = sources
-    family_of(loading.load_config(source.base))
+    config = loading.load_config(source.base)
+    family_of(config)
     if source.tuning.head is not None:
         raise UserError(f"{source.given}: it predicts labels with a head of its own, and a GGUF holds models that write; {SERVE}")
     if options.adapter_only:
@@ -45,7 +46,7 @@ def check(sources: Sequence[Source], options: Options) -> None:
         return
     if misfit := unmergeable(source.tuning, source.given):
         raise UserError(f"{source.given}: {misfit}")
-    check_installed(_kind(options))
+    check_installed(_kind(options), config.hidden_size)
 
 
 def merges(sources: Sequence[Source], options: Options) -> bool:

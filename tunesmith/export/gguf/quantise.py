@@ -134,9 +134,10 @@ def packed(tensor: Tensor, kind: Type, name: str) -> np.ndarray:
     raise UserError(NEEDS_LLAMACPP)
 
 
-def check_installed(kind: str) -> None:
-    """Raises UserError where a kind cannot be packed here."""
-    if KINDS[kind].main in _SMALLER_BLOCKS and _llamacpp() is None:
+def check_installed(kind: str, hidden_size: int) -> None:
+    """Raises UserError where a kind cannot be packed here for a model of this width: with `q4_0` the head has a type of more bits."""
+    head = kind == "q4_0" and hidden_size % _block(Type.Q6_K) == 0
+    if (head or KINDS[kind].main in _SMALLER_BLOCKS) and _llamacpp() is None:
         raise UserError(f"{kind}: {NEEDS_LLAMACPP}")
 
 
