@@ -81,7 +81,7 @@ def prepare(arguments: argparse.Namespace, work: Path) -> dict[str, Any]:
 
     from tunesmith.methods import method
     from tunesmith.methods.layouts import layout
-    from tunesmith.methods.settings import SETTINGS
+    from tunesmith.methods.settings import LoRA
     from tunesmith.models import load
     from tunesmith.models.source import locate
 
@@ -91,7 +91,7 @@ def prepare(arguments: argparse.Namespace, work: Path) -> dict[str, Any]:
     base = load.skeleton(config)
     adapters = []
     for number in range(ADAPTERS):
-        settings = SETTINGS["lora"](name="lora", rank=RANK)
+        settings = LoRA(rank=RANK)
         tuning = method.build(base, settings, quantized=False, device="cpu")
         generator = torch.Generator().manual_seed(number)
         for parameter in tuning.parameters.values():

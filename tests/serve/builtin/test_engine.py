@@ -133,6 +133,19 @@ def test_closing_drains_then_cancels() -> None:
         assert engine.base.model.config._attn_implementation != "tunesmith_serving"
 
 
+def test_who_comes_while_it_closes_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    with engine_of("llama") as engine:
+        held = engine._held
+
+        def closed_meanwhile(name: str) -> Any:
+            engine.close(0.0)
+            return held(name)
+
+        monkeypatch.setattr(engine, "_held", closed_meanwhile)
+        with pytest.raises(Full, match="closing"):
+            Client(engine, [3, 4])
+
+
 def test_no_number_ends_that_answer_alone() -> None:
     model = tiny("llama")
     model.model.embed_tokens.weight.data[7] = float("nan")
