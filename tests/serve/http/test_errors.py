@@ -4,6 +4,7 @@ import logging
 
 import pytest
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from tunesmith.data.sample import RowError
 from tunesmith.errors import UserError
@@ -21,6 +22,7 @@ from tunesmith.serve.http.errors import Problem, bad, body, problem_of, response
         (Refused(401, "no key", "invalid_api_key"), 401, "authentication_error"),
         (Refused(429, "later", "rate_limit_exceeded", 7), 429, "rate_limit_error"),
         (Full(), 429, "rate_limit_error"),
+        (ClientDisconnect(), 499, "invalid_request_error"),
         (HTTPException(405), 405, "invalid_request_error"),
         (Problem(503, "ending"), 503, "server_error"),
     ],

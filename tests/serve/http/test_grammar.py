@@ -107,6 +107,23 @@ def test_a_schema_begins_behind_the_thinking(constraint, good):
     assert any(thoughts), "the thinking is free"
 
 
+@pytest.mark.parametrize("family", ["qwen2.5", "llama-3.2", "mistral-v3"])
+def test_the_model_may_call_or_keep_to_the_schema(family):
+    schema = Constraint(
+        "json", {"type": "object", "properties": {"n": {"type": "integer", "maximum": 9}}, "required": ["n"], "additionalProperties": False}
+    )
+    reading, kinds = reading_of(renderer_of(family), True), set()
+    constraint = forced_calls(reading, [SEARCH], words(family), several=False, opened=False, otherwise=schema)
+    for seed in range(12):
+        ids = dreamt(family, constraint, seed, '"n')
+        if len(ids) == MOST:
+            continue
+        said, calls, _ = read(family, ids, opened=False)
+        kinds.add(bool(calls))
+        assert bool(said) != bool(calls) and (calls or isinstance(json.loads(said)["n"], int))
+    assert kinds == {True, False} or family != "qwen2.5", "noise rarely likes both of two texts that begin alike"
+
+
 def test_a_grammar_of_the_client_cannot_begin_behind_the_thinking():
     with pytest.raises(Problem, match="enable_thinking"):
         behind_thinking(Constraint("lark", 'start: "a"'), reading_of(renderer_of("deepseek-r1"), True), words("deepseek-r1"))

@@ -11,7 +11,7 @@ from tests.serve.fake_engine import FakeEngine
 from tests.serve.http.talking import renderer_of, says
 from tunesmith.serve.catalog import Model
 from tunesmith.serve.http.errors import Problem
-from tunesmith.serve.http.service import UNBOUNDED, asks_of, read_body
+from tunesmith.serve.http.service import UNBOUNDED, asks_of, check_length, read_body
 from tunesmith.serve.http.wire import ChatRequest
 
 
@@ -35,6 +35,15 @@ def test_the_room_of_an_answer():
         assert raised.value.code == "context_length_exceeded" and "100" in raised.value.message
     with pytest.raises(Problem, match="min_tokens"):
         room(40, 5, min_tokens=6)
+
+
+def test_a_text_that_cannot_fit_is_refused_before_it_is_tokenised(monkeypatch):
+    engine, model = FakeEngine(says("qwen2.5"), context=10), Model("base", renderer_of("qwen2.5"))
+    longest = max(map(len, renderer_of("qwen2.5").tokenizer.get_vocab()))
+    check_length(engine, model, "x" * 10 * longest)
+    with pytest.raises(Problem) as raised:
+        check_length(engine, model, "x" * (10 * longest + 1))
+    assert raised.value.code == "context_length_exceeded" and str(10 * longest + 1) in raised.value.message
 
 
 def test_stop_tokens():

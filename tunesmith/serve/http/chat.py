@@ -16,7 +16,7 @@ from tunesmith.serve.http.errors import LEFT, bad
 from tunesmith.serve.http.flow import Flow, Left, events, unless_left
 from tunesmith.serve.http.messages import messages_of, tools_of
 from tunesmith.serve.http.reading import Reading, begins_thinking, reading_of
-from tunesmith.serve.http.service import Service, Visit, asks_of, pieces_of
+from tunesmith.serve.http.service import Service, Visit, asks_of, check_length, pieces_of
 from tunesmith.serve.http.text import vocabulary_of
 
 Chat = Visit[wire.ChatRequest]
@@ -66,6 +66,7 @@ def _prepare(service: Service, visit: Chat) -> Prepared:
     choice, chosen = _choice(asked, tools)
     shown = tools if choice != "none" else []
     prompt = renderer.prompt(messages, shown, asked.variables)
+    check_length(service.engine, visit.model, prompt.text)
     ids = renderer.begun(prompt.text, renderer.encoder.encode([prompt])[0])
     reading = reading_of(renderer, bool(shown))
     if shown and (reading.form is None or any(tool["function"]["name"] not in prompt.text for tool in shown)):
@@ -116,6 +117,9 @@ def _constraint(
         several = asked.parallel_tool_calls and not isinstance(asked.tool_choice, dict)
         return grammar.forced_calls(reading, tools, vocabulary, several=several, opened=opened)
     constraint = asked.constraint()
+    if constraint is not None and tools:  # the model decides: calls, or what is asked for
+        several = asked.parallel_tool_calls
+        return grammar.forced_calls(reading, tools, vocabulary, several=several, opened=opened, otherwise=constraint)
     return grammar.behind_thinking(constraint, reading, vocabulary) if constraint is not None and opened else constraint
 
 

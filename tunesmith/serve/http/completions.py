@@ -13,7 +13,7 @@ from tunesmith.serve.http import wire
 from tunesmith.serve.http.answers import Answer, finite
 from tunesmith.serve.http.errors import LEFT, bad
 from tunesmith.serve.http.flow import Flow, Left, events, unless_left
-from tunesmith.serve.http.service import Service, Visit, asks_of, pieces_of
+from tunesmith.serve.http.service import Service, Visit, asks_of, check_length, pieces_of
 from tunesmith.serve.http.text import text_of
 from tunesmith.serve.http.tokens import plain_ids
 
@@ -52,6 +52,8 @@ def _prepare(service: Service, visit: Completion) -> list[Ask]:
     asks: list[Ask] = []
     seed = asked.first_seed()
     for number, prompt in enumerate(asked.prompts):
+        if isinstance(prompt, str):
+            check_length(service.engine, visit.model, prompt)
         asks += asks_of(
             service.engine,
             visit.model,

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 from tunesmith.data.sample import RowError
@@ -47,6 +47,8 @@ def problem_of(error: Exception) -> Problem:
             return Problem(429, "The server is busy: its queue is full.", code="rate_limit_exceeded", retry_after=RETRY_SECONDS)
         case ValidationError():
             return _misfits(error)
+        case ClientDisconnect():
+            return Problem(LEFT, "The client left.")
         case RowError() | UserError():
             return bad(str(error))
         case HTTPException():

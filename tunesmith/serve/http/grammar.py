@@ -20,15 +20,29 @@ BLANKS = r"/\s*/"
 STYLE = {"whitespace_flexible": False, "item_separator": ", ?", "key_separator": ": ?"}  # on one line, as calls stand in training data
 
 
-def forced_calls(reading: Reading, tools: Sequence[dict[str, Any]], vocabulary: Vocabulary, *, several: bool, opened: bool) -> Constraint:
-    """Calls of these functions and nothing else, behind the thinking where the prompt has `opened` it."""
+def forced_calls(
+    reading: Reading,
+    tools: Sequence[dict[str, Any]],
+    vocabulary: Vocabulary,
+    *,
+    several: bool,
+    opened: bool,
+    otherwise: Constraint | None = None,
+) -> Constraint:
+    """Calls of these functions and nothing else, behind the thinking where the prompt has `opened` it. `otherwise` may come in place of
+    all calls. Raises Problem where that is a grammar of its own."""
     written, added = reading.written, _added(vocabulary)
     assert written is not None
     names = [f"call_{index}" for index in range(len(tools))]
     joint = f" ({_literal(written.joint, added)} call)*" if several and written.joint is not None else ""
     head = written.thinker or written.head if opened else written.head
-    start = f"{_literal(head.lstrip() if opened else head, added)} call{joint} {_literal(written.tail, added)}"
-    rules = [f"start: {_thinking(reading, vocabulary) + ' ' if opened else ''}{start}", f"call: {' | '.join(names)}"]
+    thinking = _thinking(reading, vocabulary) + " " if opened else ""
+    rules = [
+        f"start: {thinking}({'calls | body' if otherwise else 'calls'})",
+        f"calls: {_literal(head.lstrip() if opened else head, added)} call{joint} {_literal(written.tail, added)}",
+        f"call: {' | '.join(names)}",
+        *([f"body: {_body(otherwise)}"] if otherwise else []),
+    ]
     for name, tool in zip(names, tools, strict=True):
         function = tool["function"]
         spelled = json.dumps(function["name"], ensure_ascii=False)[1:-1] if _quotes(written) else function["name"]
@@ -39,17 +53,23 @@ def forced_calls(reading: Reading, tools: Sequence[dict[str, Any]], vocabulary: 
 
 def behind_thinking(constraint: Constraint, reading: Reading, vocabulary: Vocabulary) -> Constraint:
     """The same for an answer that begins inside the thinking: held to it from the thinking's end on."""
+    return Constraint("lark", f"start: {_thinking(reading, vocabulary)} body\nbody: {_body(constraint)}")
+
+
+def _body(constraint: Constraint) -> str:
+    """A constraint as a part of a grammar. Raises Problem."""
     value = constraint.value
     match constraint.kind:
         case "json":
-            rule = f"%json {json.dumps({'x-guidance': STYLE, **(value or {'type': 'object'})}, ensure_ascii=False)}"
+            return f"%json {json.dumps({'x-guidance': STYLE, **(value or {'type': 'object'})}, ensure_ascii=False)}"
         case "regex":
-            rule = "/" + re.sub(r"(?<!\\)((?:\\\\)*)/", r"\1\\/", value.removeprefix("^").removesuffix("$")) + "/"
+            return "/" + re.sub(r"(?<!\\)((?:\\\\)*)/", r"\1\\/", value.removeprefix("^").removesuffix("$")) + "/"
         case "choice":
-            rule = " | ".join(json.dumps(text, ensure_ascii=False) for text in value)
-        case _:
-            raise bad("a grammar cannot begin behind this model's thinking; send chat_template_kwargs: {enable_thinking: false}")
-    return Constraint("lark", f"start: {_thinking(reading, vocabulary)} body\nbody: {rule}")
+            return " | ".join(json.dumps(text, ensure_ascii=False) for text in value)
+    raise bad(
+        "a grammar of your own cannot stand beside tools or behind thinking; leave the tools out, or send "
+        "chat_template_kwargs: {enable_thinking: false}"
+    )
 
 
 def _thinking(reading: Reading, vocabulary: Vocabulary) -> str:

@@ -24,6 +24,7 @@ class Vocabulary:
     tokenizer: Any
     specials: dict[int, str]
     adds_blank: bool
+    longest: int  # letters of the longest word
     _spell: Callable[[str, int], bytes]
     _known: dict[int, bytes] = field(default_factory=dict)
 
@@ -47,8 +48,12 @@ def _vocabulary(tokenizer: Any) -> Vocabulary:
     specials = {index: token.content for index, token in tokenizer.added_tokens_decoder.items() if token.special}
     specials |= dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
     spell = _speller(tokenizer)
-    found = Vocabulary(tokenizer, specials, False, lambda word, token: added[token].encode() if token in added else spell(word, token))
-    blank = next((index for word, index in tokenizer.get_vocab().items() if word[:1] in "▁Ġ" and word[1:].isalpha()), None)
+    words = tokenizer.get_vocab()
+    longest = max(map(len, words))
+    found = Vocabulary(
+        tokenizer, specials, False, longest, lambda word, token: added[token].encode() if token in added else spell(word, token)
+    )
+    blank = next((index for word, index in words.items() if word[:1] in "▁Ġ" and word[1:].isalpha()), None)
     if blank is not None and found.bytes_of(blank).startswith(b" "):
         found.adds_blank = not tokenizer.decode([blank], clean_up_tokenization_spaces=False).startswith(" ")
     return found
