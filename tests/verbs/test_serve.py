@@ -58,7 +58,7 @@ def client(address: str, key: str = "none") -> openai.OpenAI:
 
 
 def test_each_name_answers_as_its_run_does_and_others_come_and_go(places: Path, tiny_llama: Path) -> None:
-    with serving(str(places / "one")) as (address, process):
+    with serving(str(places / "one"), "--adapters-from", str(places)) as (address, process):
         asked = client(address)
         assert [model.id for model in asked.models.list().data] == ["tiny-llama", "one"]
         loaded = httpx2.post(f"http://{address}/v1/load_lora_adapter", json={"lora_name": "other", "lora_path": str(places / "two")})

@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--api-key", action="append", default=[], metavar="K", help="asked of clients; may be given more than once")
     parser.add_argument("--customers", type=Path, metavar="FILE", help="YAML: keys, the models of each, rates (docs/serve/customers.md)")
     parser.add_argument("--registry", type=Path, metavar="FILE", help="SQLite file of versions, and of which one a name points to")
-    parser.add_argument("--adapters-from", action="append", type=Path, default=[], metavar="FOLDER", help="adapters may be loaded from it")
+    parser.add_argument("--adapters-from", action="append", type=Path, default=[], metavar="FOLDER", help="adapters below it may be loaded")
     parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"), help="of the base's weights")
     parser.add_argument("--device", default="auto", metavar="D", help="auto, cpu, cuda, cuda:1 ...")
     parser.add_argument("--quantize", metavar="Q", help="builtin: nf4; llamacpp: q8_0, q4_k_m ... (f16)")
@@ -67,7 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
         for name, found in offered.adapters.items():
             catalog.add(fed.adapter(name, found))
         metrics = Metrics(engine.figures, lambda name: catalog.find(name) is not None)
-        folders = [*arguments.adapters_from, *[_open_to(found) for found in offered.adapters.values()]]
+        folders = [*arguments.adapters_from, *[Path(found.folder or found.adapter or "") for found in offered.adapters.values()]]
         loading = Loading(engine, catalog, lambda name, folder: fed.adapter(name, offers.found(folder)))
         if registry is not None:
             given = {name: Path(found.folder or found.adapter or "") for name, found in offered.adapters.items()}
@@ -167,11 +167,6 @@ def _located(offered: Any, arguments: argparse.Namespace) -> tuple[Any, Path]:
 
 
 _ENGINES = {"builtin": _builtin, "vllm": _vllm, "llamacpp": _llamacpp}
-
-
-def _open_to(found: Any) -> Path:
-    """The folder that holds a run's neighbours: what was trained beside it may be loaded later."""
-    return (found.folder or found.adapter).resolve().parent
 
 
 def _size(text: str | None) -> int | None:
