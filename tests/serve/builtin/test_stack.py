@@ -111,3 +111,20 @@ def test_one_that_reaches_other_layers_makes_the_stack_anew() -> None:
     first, second = (stacks.groups[0].output(number, x, share)[0] - stacks.groups[0].layers[number](x)[0] for number in (0, 1))
     assert torch.allclose(first, torch.tensor([[24.0], [0.0]]).expand(2, 4), atol=1e-5)
     assert torch.allclose(second, torch.tensor([[0.0], [12.0]]).expand(2, 4), atol=1e-5)
+
+
+def test_a_stack_that_finds_no_memory_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That row fails; one adapter alone needs no stack, and the next row finds everything whole."""
+    stacks = stacks_of({"a": 4, "b": 4})
+
+    def full(*arguments: object) -> None:
+        raise torch.OutOfMemoryError("no room")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(stacks.groups[0], "stack", full)
+        with pytest.raises(torch.OutOfMemoryError):
+            stacks.share(spans_of(("a", 1), ("b", 1)), "cpu")
+        assert not stacks.share(spans_of(("a", 2)), "cpu").batches
+    x = torch.ones(1, 2, 6)
+    y = stacks.groups[0].output(0, x, stacks.share(spans_of(("a", 1), ("b", 1)), "cpu")) - stacks.groups[0].layers[0](x)
+    assert torch.allclose(y[0, :, 0], torch.tensor([24.0, 48.0]), atol=1e-4)

@@ -130,7 +130,7 @@ class Stacks:
     def tensors(self) -> Iterator[Tensor]:
         """What the stacks take beside the adapters themselves."""
         for group in self.groups:
-            for stack in group.stacks.values():
+            for stack in list(group.stacks.values()):  # whoever counts does not wait for the row that is computed
                 yield from stack.tensors
 
     def _batch(self, width: int, spans: Sequence[Stretch], tokens: int, device: Any) -> Batch:
@@ -162,11 +162,12 @@ class Stacks:
     def _make(self, slots: Slots, needed: int) -> None:
         """Empty stacks with room for so many, at least; who stood there is written again when it is asked for."""
         self.version += 1
-        slots.count = min(slots.most, max(FEWEST_SLOTS, 1 << (needed - 1).bit_length()))
-        slots.placed = {}
+        count = min(slots.most, max(FEWEST_SLOTS, 1 << (needed - 1).bit_length()))
+        slots.count, slots.placed = 0, {}  # so they stay where memory does not suffice: the next step tries again
         names = [name for name, width in self._widths.items() if width == slots.width]
         for group in self.groups:
-            group.stack(slots.width, slots.count, names)
+            group.stack(slots.width, count, names)
+        slots.count = count
 
 
 def width_of(rank: int) -> int:
