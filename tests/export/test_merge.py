@@ -193,12 +193,13 @@ def at_the_ends(kind: str, base: Any) -> dict[str, Any]:
     """Modules on a tied model after which embedding and head are two matrices."""
     generator = torch.Generator().manual_seed(2)
     embedding = base.model.get_input_embeddings()
-    modules: dict[str, Any] = {
+    every: dict[str, dict[str, Any]] = {
         "a LoRA at the head": {"lm_head": LoRAModule(64, 384, 2, 1.0)},
         "a copy of the embedding alone": {"model.embed_tokens": extras.TrainedCopy(embedding, split_from="lm_head")},
         "a copy of the head alone": {"lm_head": extras.TrainedCopy(base.model.lm_head, split_from="model.embed_tokens")},
         "other rows there than here": {"model.embed_tokens": extras.TrainedRows([5, 9], 64), "lm_head": extras.ScoredRows([9, 70], 64)},
-    }[kind]
+    }
+    modules = every[kind]
     with torch.no_grad():
         for module in modules.values():
             for parameter in module.parameters():
