@@ -59,9 +59,13 @@ def test_every_way_to_cut_text(steps: tuple[str, ...], ignore_merges: bool, tmp_
     _same_ids(byte_level(steps, ignore_merges), tmp_path)
 
 
-@pytest.mark.parametrize(("prefix", "gemma"), [("always", False), ("first", False), ("never", False), ("never", True)])
-def test_sentencepiece(prefix: str, gemma: bool, tmp_path: Path) -> None:
-    _same_ids(characters(prefix, gemma), tmp_path)
+PREFIXES: list[dict[str, Any]] = [{"prefix": "always"}, {"prefix": "first"}, {"prefix": "never"}]
+PREFIXES += [{"prefix": "never", "gemma": True}, {"prefix": "always", "phi3": True}]
+
+
+@pytest.mark.parametrize("said", PREFIXES)
+def test_sentencepiece(said: dict[str, Any], tmp_path: Path) -> None:
+    _same_ids(characters(**said), tmp_path)
 
 
 def _same_ids(tokenizer: Any, folder: Path) -> None:

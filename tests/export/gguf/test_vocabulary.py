@@ -107,3 +107,26 @@ def test_words_that_are_found_only_by_merges_are_ordinary() -> None:
 def test_rules_that_llamacpp_has_only_nearly() -> None:
     tokenizer = byte_level((TEKKEN,))
     assert MARKS in vocabulary(tokenizer, len(tokenizer), [], "here").notes
+
+
+def test_added_tokens_without_a_row_are_left_out() -> None:
+    tokenizer = byte_level((GPT2,))
+    rows = max(tokenizer.get_vocab().values())  # the last one, <think>, has none
+    found = vocabulary(tokenizer, rows, [], "here")
+    assert len(found.entries["ggml.tokens"]) == rows and "<think>" not in found.entries["ggml.tokens"]
+    assert "the embedding has no row for <think>: left out" in found.notes
+
+
+@pytest.mark.parametrize(("ending", "told"), [(True, False), (False, True)])
+def test_phi3s_own_rule(ending: bool, told: bool) -> None:
+    from tokenizers import AddedToken
+
+    tokenizer = byte_level((GPT2,))
+    backend = tokenizer.backend_tokenizer
+    kept = [AddedToken(word, special=True, normalized=False) for word in ("<unk>", "<s>", "<|endoftext|>")]
+    names = [f"<|{word}|>" for word in ("user", "end", "system", "assistant", "x", "y")]
+    taking = [AddedToken(name, special=True, normalized=False, rstrip=True) for name in names]
+    backend.add_special_tokens([*kept, *taking, AddedToken("</s>", special=True, normalized=False, rstrip=ending)])
+    found = vocabulary(tokenizer, max(tokenizer.get_vocab().values()) + 1, [], "here")
+    assert found.strips  # though <|im_end|> and its like take none
+    assert any("</s>" in note for note in found.notes) == told

@@ -32,8 +32,9 @@ def byte_level(steps: tuple[str, ...], ignore_merges: bool = False, normalizer: 
     return _fast(backend, bos_token="<|bos|>", eos_token="<|im_end|>")
 
 
-def characters(prefix: str, gemma: bool = False) -> Any:
-    """A tokenizer of SentencePiece's kind; a blank is put in front "always", at "first" or "never"."""
+def characters(prefix: str, gemma: bool = False, phi3: bool = False) -> Any:
+    """A tokenizer of SentencePiece's kind; a blank is put in front "always", at "first" or "never". As in Phi-3's, special tokens may
+    take the blanks behind them."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
     trained = Tokenizer(models.BPE())
@@ -56,8 +57,9 @@ def characters(prefix: str, gemma: bool = False) -> Any:
     else:
         backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=prefix, split=False)
     backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
-    backend.add_special_tokens([AddedToken(word, special=True, normalized=False) for word in ("<unk>", "<s>", "</s>")])
-    backend.add_special_tokens([AddedToken(word, special=True, normalized=False) for word in ("<|im_start|>", "<|im_end|>")])
+    kept, others = ["<unk>", "<s>", *(["<|endoftext|>"] if phi3 else [])], ["</s>", "<|im_start|>", "<|im_end|>"]
+    for word in (*kept, *others):
+        backend.add_special_tokens([AddedToken(word, special=True, normalized=False, rstrip=phi3 and word in others)])
     runs = [AddedToken("▁▁▁▁▁", special=False, normalized=True), AddedToken("▁the", special=False, normalized=False)]
     backend.add_tokens(runs if gemma else [])
     bos = ("<s>", backend.token_to_id("<s>"))

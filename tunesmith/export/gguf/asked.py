@@ -1,7 +1,7 @@
 """What llama.cpp makes of a GGUF file. Run as a program of its own, `python asked.py < questions.json > answers.json`: llama.cpp ends
 its whole process on a file that it cannot use, and whoever proves an export must live on to say so. It imports nothing of the project.
 
-Questions: model, adapter ("" for none), context (tokens), threads, texts, talks (messages), prompts (token ids), answer (tokens),
+Questions: model, adapter ("" for none), context (tokens), threads, texts, talks (messages), rendered (prompts as text), prompts (token ids), answer (tokens),
 places (for each prompt, how many of its first tokens a distribution is wanted behind), likeliest (tokens of a distribution), letter (id
 of a token that is a whole character).
 """
@@ -27,6 +27,7 @@ def main() -> None:
     result = {
         "texts": [ask.tokens(text, special=False) for text in asked["texts"]],
         "talks": [ask.talk(messages) for messages in asked["talks"]],
+        "rendered": [ask.tokens(text, special=True) for text in asked["rendered"]],
         "answers": [ask.answer(ids, asked["answer"]) for ids in prompts],
         "likeliest": [
             [ask.likeliest(ids[:count], asked["likeliest"]) for count in counts]

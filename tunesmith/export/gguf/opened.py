@@ -8,6 +8,7 @@ import json
 import math
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
 from importlib.metadata import version
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from tunesmith.data.rendering.render import Renderer
 from tunesmith.errors import UserError
+from tunesmith.export.agreement import same_ids
 from tunesmith.export.gguf import asked
 from tunesmith.export.gguf.quantise import KINDS
 from tunesmith.export.gguf.splits import WITHOUT_MARKS
@@ -61,8 +63,18 @@ class Apart:
     agreement: float  # share of places with the same likeliest token
 
 
-def proof(file: Path, kind: str, truth: Truth, renderer: Any, tell: Tell = lambda sentence: None, adapter: Path | None = None) -> Proof:
+def proof(
+    file: Path,
+    kind: str,
+    truth: Truth,
+    renderer: Any,
+    tell: Tell = lambda sentence: None,
+    adapter: Path | None = None,
+    rendered: Sequence[str] = (),
+) -> Proof:
     """Compare what llama.cpp computes with `file` (and `adapter`, a LoRA's file, beside it) with the truth about our model.
+
+    `rendered` are the truth's prompts as texts of somebody else's template: llama.cpp must make the same tokens of them.
 
     Raises UserError where llama.cpp is not installed. What it makes of the file is in the proof, a file that ends it included.
     """
@@ -80,6 +92,7 @@ def proof(file: Path, kind: str, truth: Truth, renderer: Any, tell: Tell = lambd
         "threads": torch.get_num_threads(),
         "texts": [text if text.startswith(" ") else lead + text for text in texts],
         "talks": talks,
+        "rendered": list(rendered),
         "prompts": truth.prompts,
         "answer": ANSWER,
         "places": [_places(len(ids)) for ids in truth.prompts],
@@ -91,6 +104,7 @@ def proof(file: Path, kind: str, truth: Truth, renderer: Any, tell: Tell = lambd
     if isinstance(found, str):
         return Proof(program(), {}, (f"llama.cpp cannot use {file.name}: {found}",))
     failures = _other_ids(texts, found["texts"], renderer.tokenizer, metadata) + _other_prompts(talks, found["talks"], today)
+    failures += same_ids(truth.prompts if rendered else (), found["rendered"], "the template, as llama.cpp tokenises what it writes,")
     apart = _apart(truth, questions["places"], found["likeliest"])
     bound = KINDS[kind].max_kl
     if not apart.mean_kl <= bound:  # NaN is above every bound

@@ -38,19 +38,23 @@ def vocabulary(tokenizer: Any, size: int, stops: list[int], where: str) -> Vocab
             f"{where}: its tokenizer has no tokenizer.json, which is what is written into a GGUF; save it with a fast tokenizer"
         )
     backend = json.loads(backend_tokenizer.to_str())
-    words = tokenizer.get_vocab()
-    if words and max(words.values()) >= size:
-        raise UserError(f"{where}: its tokenizer has ids up to {max(words.values())}, and its embedding {size} rows")
     model = backend["model"]
+    every, own = tokenizer.get_vocab(), model["vocab"]
+    words = {word: i for word, i in every.items() if i < size}
+    beyond = [word for word in every if word not in words]  # Gemma 3's image token is such a one
+    if any(word in own for word in beyond):
+        raise UserError(f"{where}: its tokenizer has ids up to {max(every.values())}, and its embedding {size} rows")
     if model["type"] != "BPE":
         raise UserError(
             f"{where}: its tokenizer is of the kind {model['type']}; BPE (byte-level, or SentencePiece's with byte fallback) is written",
             "export it with --to safetensors, which llama.cpp's own converter reads",
         )
-    added = {token["id"]: token for token in backend["added_tokens"]}
+    added = {token["id"]: token for token in backend["added_tokens"] if token["id"] < size}
     make = _characters if model.get("byte_fallback") else _bytes
     entries, notes = make(backend, words, added, size, where)
-    entries |= _special(tokenizer, stops, notes)
+    if beyond:
+        notes.append(f"the embedding has no row for {', '.join(sorted(beyond)[:5])}: left out")
+    entries |= _special(tokenizer, stops, notes, size)
     strips, others = _strips(added)
     notes += others
     notes += [f"{token['content']} takes blanks in front of it; llama.cpp does not" for token in added.values() if token["lstrip"]]
@@ -62,10 +66,11 @@ def _strips(added: dict[int, Any]) -> tuple[bool, list[str]]:
     strips = {token["content"]: token["rstrip"] for token in added.values()}
     if not any(strips.values()):
         return False, []
-    if strips.keys() >= PHI3_NAMED and all(strips[token] == (token not in PHI3_KEPT) for token, _ in strips.items()):
-        return True, []
     some = [token for token, takes in strips.items() if takes]
-    return False, [f"{', '.join(some[:5])} take blanks behind them; llama.cpp does not"]
+    others = [token for token, takes in strips.items() if takes == (token in PHI3_KEPT)]
+    if not strips.keys() >= PHI3_NAMED or len(others) >= len(some):
+        return False, [f"{', '.join(some[:5])} take blanks behind them; llama.cpp does not"]
+    return True, [f"llama.cpp treats blanks behind {', '.join(others[:5])} otherwise than the tokenizer"] if others else []
 
 
 def _bytes(
@@ -166,11 +171,11 @@ def _flat(step: dict[str, Any] | None, key: str) -> list[dict[str, Any]]:
     return [inner for each in step[key] for inner in _flat(each, key)] if step["type"] == "Sequence" else [step]
 
 
-def _special(tokenizer: Any, stops: list[int], notes: list[str]) -> dict[str, Any]:
+def _special(tokenizer: Any, stops: list[int], notes: list[str], size: int) -> dict[str, Any]:
     """Ids by their meaning, what is put around a text, and the chat template."""
     entries: dict[str, Any] = {}
     for key, name in (("bos", "bos"), ("eos", "eos"), ("unknown", "unk"), ("padding", "pad")):
-        if (i := getattr(tokenizer, f"{name}_token_id")) is not None:
+        if (i := getattr(tokenizer, f"{name}_token_id")) is not None and i < size:
             entries[f"ggml.{key}_token_id"] = i
     more = [i for i in stops if i != tokenizer.eos_token_id]
     entries |= {f"ggml.{key}_token_id": i for key, i in zip(("eot", "eom"), more, strict=False)}
