@@ -7,6 +7,10 @@ channels of the model; `learning_rates(settings)` where they depend on the setti
 A module is put at its path and called there as `module(layer, *inputs)` in place of the layer's own forward; one that has
 `attach(layer)` and `detach(layer)` does it its own way. Others it may have: `settle(layer, dense)`, which changes the base once
 values are known (NF4 of a residual, say), and `folded(weight_OI)`, the matrix with the update in it.
+
+A server lets rows of one batch go by different adapters (`serve/builtin/mixed.py`). For that a module has one of `factors(layer)`, a
+low-rank update; `changed(layer, x, y)`, another output y for input x (with `served_at(path)` where these are other layers'); and
+`instead(layer, *inputs)`, what takes the layer's place. One that has none of them is refused there.
 """
 
 from collections.abc import Callable, Mapping
