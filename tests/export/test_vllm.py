@@ -37,7 +37,8 @@ class Made:
         self.skeleton = loading.skeleton(loading.load_config(base))
         self.put("alice", lora.build(self.skeleton, LoRA(name="lora", rank=4), device="cpu"), 0.3)
         uneven = lora.build(self.skeleton, LoRA(name="lora", rank=12, targets=["q", "v"]), device="cpu")
-        next(iter(uneven.adapter.values())).scale = 5.0
+        first: Any = next(iter(uneven.adapter.values()))
+        first.scale = 5.0
         self.put("bob", uneven, 0.3)
         self.put("pat", prompt.build(self.skeleton, Prompt(name="prompt", tokens=5), device="cpu"), 0.5)
         self.put("idle", lora.build(self.skeleton, LoRA(name="lora", rank=4), device="cpu"), 0.0)

@@ -43,9 +43,9 @@ def adapters(builtin_model: Path, tmp_path_factory: pytest.TempPathFactory) -> d
     uneven = lora.build(skeleton, LoRA(name="lora", rank=12, targets=["q", "v"]), device="cpu")
     next(iter(uneven.adapter.values())).scale = 5.0  # type: ignore[assignment]
     built: dict[str, tuple[Any, float]] = {
-        "alice": (lora.build(skeleton, LoRA(name="lora", rank=4), device="cpu"), 0.03),
+        "alice": (lora.build(skeleton, LoRA(name="lora", rank=4), device="cpu"), 0.07),
         "bob": (uneven, 0.05),
-        "carol": (pissa.build(skeleton, PiSSA(name="pissa", rank=8, targets=["q", "v", "down"]), device="cpu"), 0.03),
+        "carol": (pissa.build(skeleton, PiSSA(name="pissa", rank=8, targets=["q", "v", "down"]), device="cpu"), 0.07),
         "pat": (prompt.build(skeleton, Prompt(name="prompt", tokens=5), device="cpu"), 0.1),
     }
     for place, (name, (tuning, size)) in enumerate(built.items()):

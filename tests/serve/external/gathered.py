@@ -32,7 +32,8 @@ class Gathered:
 
 
 def asked(model: str, prompt: list[int], **changes: Any) -> Ask:
-    return Ask(**{"model": model, "prompt_ids": tuple(prompt), "max_tokens": 4, "stop_ids": frozenset({257})} | changes)
+    told: dict[str, Any] = {"model": model, "prompt_ids": tuple(prompt), "max_tokens": 4, "stop_ids": frozenset({257})}
+    return Ask(**told | changes)
 
 
 def answer(engine: Any, ask: Ask, seconds: float = 30.0) -> tuple[list[int], End]:

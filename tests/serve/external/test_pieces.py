@@ -34,10 +34,12 @@ def test_another_split_is_found_by_how_many_there_are(tokenizer: Any) -> None:
     assert pieces.before("机", last, 2) == [pieces._ids[whole[:1]], pieces._ids[whole[1:2]]]
 
 
-def test_what_is_no_text_stays_unknown(tokenizer: Any) -> None:
+def test_what_is_no_text_is_counted_and_shows_as_such(tokenizer: Any) -> None:
     pieces = Pieces(tokenizer)
-    assert pieces.before("\ufffda", pieces._ids[b"b"], 2) == []
-    assert pieces.before("a", pieces._ids[b"a"], 3) == []
+    half = pieces._ids[b"\x80"]
+    assert pieces.before("\ufffda", pieces._ids[b"b"], 2) == [half, half]
+    assert pieces.before("a", pieces._ids[b"a"], 3) == [half] * 3
+    assert tokenizer.decode([half]) == "\ufffd"
 
 
 def test_the_two_ways_to_write_bytes() -> None:

@@ -24,7 +24,7 @@ from tunesmith.serve.external import llama_server
 from tunesmith.serve.external.pieces import Pieces
 from tunesmith.serve.external.process import Process, Tell, free_port
 from tunesmith.serve.external.remote import Remote
-from tunesmith.serve.external.vllm import check_length, read_figures
+from tunesmith.serve.external.vllm import check_length, in_older, read_figures
 
 START_SECONDS = 600.0
 CONTEXT = 4096  # positions of an answer where nothing is said: memory for all of them is taken at the start
@@ -189,7 +189,8 @@ class LlamaCpp:
         async for event in remote.events("/completion", body):
             if event.get("stop"):
                 reason = event.get("stop_type")
-                for token in held if reason != "eos" else []:
+                lost = self._pieces.unknown(event["tokens_predicted"] - counted)  # the limit came within a character
+                for token in [*held, *map(Token, lost)] if reason == "limit" else []:
                     yield token
                 yield End("length" if reason == "limit" else "stop")
                 return
@@ -255,6 +256,7 @@ def lark_of(constraint: Constraint) -> str:
     text = grammar_of(constraint)
     if constraint.kind == "json":
         text = f"start: %json {json.dumps(json.loads(text)['grammars'][0]['json_schema'])}"
+    text = in_older(text)
     return text if text.startswith("%llguidance") else "%llguidance {}\n" + text
 
 

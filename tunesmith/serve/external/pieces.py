@@ -29,16 +29,21 @@ class Pieces:
         self._longest = max(map(len, self._ids), default=1)
 
     def before(self, text: str, last: int, count: int) -> list[int]:
-        """`count` ids whose bytes, with those of `last` behind them, are `text`. As the tokenizer would write it if that fits; []
-        where nothing does, as for bytes that are no text at all."""
+        """`count` ids whose bytes, with those of `last` behind them, are `text`. As the tokenizer would write it if that fits; where
+        nothing does, as for bytes that are no text at all, so many halves of a character."""
         whole = text.encode()
         behind = self._bytes.get(last, b"")
-        if not whole.endswith(behind) or not count:
-            return []
+        if not whole.endswith(behind):
+            return self.unknown(count)
         usual = self._tokenizer(text, add_special_tokens=False)["input_ids"]
         if len(usual) == count + 1 and usual[-1] == last:
             return list(usual[:-1])
-        return next(self._splits(whole[: len(whole) - len(behind)], count), [])
+        return next(self._splits(whole[: len(whole) - len(behind)], count), self.unknown(count))
+
+    def unknown(self, count: int) -> list[int]:
+        """Ids in the place of so many that nobody knows: each shows as U+FFFD, and is counted."""
+        half = self._ids.get(b"\x80")
+        return [] if half is None else [half] * count
 
     def _splits(self, data: bytes, count: int) -> Iterator[list[int]]:
         """Ways to write some bytes with so many words, long ones first."""

@@ -306,8 +306,14 @@ def request_of(ask: Ask) -> dict[str, Any]:
 
 def structure_of(constraint: Constraint) -> dict[str, Any]:
     """A constraint as vLLM names it: Lark's text for all but schemas, so that our own engine and vLLM mean the same by it."""
-    grammar = grammar_of(constraint)
+    grammar = in_older(grammar_of(constraint))
     return {"json": json.loads(grammar)["grammars"][0]["json_schema"]} if constraint.kind == "json" else {"grammar": grammar}
+
+
+def in_older(grammar: str) -> str:
+    """The same grammar for llguidance as other engines hold it: what stands between JSON's items and behind its keys is no expression
+    there but a text, as it stands in most training data."""
+    return grammar.replace('", ?"', '", "').replace('": ?"', '": "')
 
 
 def tokens_of(choice: Mapping[str, Any], logprobs: int) -> list[Token]:
