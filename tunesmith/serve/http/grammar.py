@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tunesmith.serve.ask import Constraint
+from tunesmith.serve.builtin.constraints import MISSING, grammar_of
 from tunesmith.serve.http.errors import bad
 from tunesmith.serve.http.reading import Reading
 from tunesmith.serve.http.text import Vocabulary
@@ -17,7 +18,6 @@ from tunesmith.serve.http.tools import ID, Written
 
 ANYTHING = "/(?s:.*)/"
 BLANKS = r"/\s*/"
-STYLE = {"whitespace_flexible": False, "item_separator": ", ?", "key_separator": ": ?"}  # on one line, as calls stand in training data
 
 
 def forced_calls(
@@ -47,7 +47,7 @@ def forced_calls(
         function = tool["function"]
         spelled = json.dumps(function["name"], ensure_ascii=False)[1:-1] if _quotes(written) else function["name"]
         rules.append(f"{name}: {_literal(spelled + written.middle, added)} {name}_arguments")
-        rules.append(f"{name}_arguments: %json {_schema(function.get('parameters') or {})}")
+        rules.append(f"{name}_arguments: {_arguments(function.get('parameters') or {})}")
     return Constraint("lark", "\n".join(rules))
 
 
@@ -58,18 +58,20 @@ def behind_thinking(constraint: Constraint, reading: Reading, vocabulary: Vocabu
 
 def _body(constraint: Constraint) -> str:
     """A constraint as a part of a grammar. Raises Problem."""
-    value = constraint.value
-    match constraint.kind:
-        case "json":
-            return f"%json {json.dumps({'x-guidance': STYLE, **(value or {'type': 'object'})}, ensure_ascii=False)}"
-        case "regex":
-            return "/" + re.sub(r"(?<!\\)((?:\\\\)*)/", r"\1\\/", value.removeprefix("^").removesuffix("$")) + "/"
-        case "choice":
-            return " | ".join(json.dumps(text, ensure_ascii=False) for text in value)
-    raise bad(
-        "a grammar of your own cannot stand beside tools or behind thinking; leave the tools out, or send "
-        "chat_template_kwargs: {enable_thinking: false}"
-    )
+    if constraint.kind == "lark":
+        raise bad(
+            "a grammar of your own cannot stand beside tools or behind thinking; leave the tools out, or send "
+            "chat_template_kwargs: {enable_thinking: false}"
+        )
+    try:
+        text = grammar_of(constraint)
+    except ImportError:
+        raise bad(MISSING) from None
+    except ValueError as error:
+        raise bad(str(error)) from None
+    if constraint.kind == "json":
+        return f"%json {json.dumps(json.loads(text)['grammars'][0]['json_schema'], ensure_ascii=False)}"
+    return text.removeprefix("start: ")
 
 
 def _thinking(reading: Reading, vocabulary: Vocabulary) -> str:
@@ -105,6 +107,7 @@ def _quotes(written: Written) -> bool:
     return written.head.endswith('"') and written.middle.startswith('"')
 
 
-def _schema(parameters: dict[str, Any]) -> str:
-    schema = parameters if "type" in parameters or "$ref" in parameters or "anyOf" in parameters else {"type": "object", **parameters}
-    return json.dumps({"x-guidance": STYLE, **schema}, ensure_ascii=False)
+def _arguments(parameters: dict[str, Any]) -> str:
+    """Arguments are an object, whatever a schema leaves open."""
+    said = any(key in parameters for key in ("type", "$ref", "anyOf"))
+    return _body(Constraint("json", parameters if said else {"type": "object", **parameters}))
