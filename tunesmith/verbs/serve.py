@@ -90,8 +90,14 @@ def _builtin(offered: Any, arguments: argparse.Namespace) -> tuple[Any, Any]:
     from tunesmith.serve.builtin.engine import Builtin
     from tunesmith.tuned import open_tuned
 
+    import torch
+
+    from tunesmith.hardware import physical_cores
+
     if arguments.quantize not in (None, "nf4"):
         raise UserError(f"--quantize {arguments.quantize}: the builtin engine takes nf4, or nothing")
+    torch.set_num_threads(physical_cores())  # as in training: two threads of one core share what a product needs
+    sys.setswitchinterval(0.001)  # seconds: the engine's thread and the one that answers clients take turns
     offers.check(offered)
     _tell(f"loading {offered.base.name}")
     nf4 = offered.nf4 or arguments.quantize == "nf4"
@@ -105,6 +111,7 @@ def _builtin(offered: Any, arguments: argparse.Namespace) -> tuple[Any, Any]:
         cache_tokens=arguments.cache_tokens,
         queue=arguments.queue,
         adapter_bytes=_size(arguments.adapter_memory),
+        tell=_tell,
     )
     try:
         for name, found in offered.adapters.items():
