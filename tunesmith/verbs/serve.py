@@ -86,13 +86,12 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _builtin(offered: Any, arguments: argparse.Namespace) -> tuple[Any, Any]:
-    from tunesmith.serve import offers
-    from tunesmith.serve.builtin.engine import Builtin
-    from tunesmith.tuned import open_tuned
-
     import torch
 
     from tunesmith.hardware import physical_cores
+    from tunesmith.serve import offers
+    from tunesmith.serve.builtin.engine import Builtin
+    from tunesmith.tuned import open_tuned
 
     if arguments.quantize not in (None, "nf4"):
         raise UserError(f"--quantize {arguments.quantize}: the builtin engine takes nf4, or nothing")
