@@ -13,7 +13,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests.serve.conformance import CHECKS, Served, served
 from tests.serve.external.gathered import Gathered, answer, asked
+from tunesmith.data.rendering.render import Renderer
 from tunesmith.errors import ProofFailed
 from tunesmith.export import vllm as target
 from tunesmith.export.export import check, export
@@ -28,7 +30,11 @@ from tunesmith.models import slots
 from tunesmith.models.fingerprint import fingerprint
 from tunesmith.models.load import load_tokenizer
 from tunesmith.serve.ask import Constraint, End
+from tunesmith.serve.catalog import Catalog, Model
+from tunesmith.serve.customers import Customers
 from tunesmith.serve.external.vllm import PYTHON, Vllm
+from tunesmith.serve.http.app import make_app
+from tunesmith.serve.metrics import Metrics
 from tunesmith.train.checkpoint import write_whole
 
 pytestmark = pytest.mark.skipif(PYTHON not in os.environ, reason="vLLM is asked by `make verify-vllm`")
@@ -99,7 +105,7 @@ def test_an_adapter_that_is_a_tenth_off_is_found(adapters: dict[str, Path], tmp_
 @pytest.fixture(scope="module")
 def engine(builtin_model: Path, adapters: dict[str, Path]) -> Iterator[Vllm]:
     one = Vllm(
-        builtin_model, {"alice": adapters["alice"]}, base_name="base", dtype="float32", context=256, max_answers=4,
+        builtin_model, {"alice": adapters["alice"]}, base_name="base", dtype="float32", context=1024, max_answers=4,
         flags=[*FLAGS, "--max-lora-rank", "16"], environment=SMALL,
     )  # fmt: skip
     one._rank = 16
@@ -165,3 +171,16 @@ def test_adapters_come_and_go(engine: Vllm, adapters: dict[str, Path]) -> None:
 def test_figures_are_read(engine: Vllm) -> None:
     engine.wait()
     assert engine.figures()["answer_tokens_total"] > 0
+
+
+@pytest.fixture(scope="module")
+def client(engine: Vllm, builtin_model: Path) -> Iterator[Served]:
+    renderer = Renderer(load_tokenizer(builtin_model), stop_ids=[2])
+    app = make_app(engine, Catalog(Model("base", renderer, base="base")), Customers(), Metrics(engine.figures))
+    with served(app) as url:
+        yield Served(url, ("base",), writes_tools=False, running=lambda: engine.figures()["running"])
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+def test_the_official_client_is_answered(check: Any, client: Served) -> None:
+    check(client)

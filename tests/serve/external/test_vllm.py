@@ -139,7 +139,7 @@ def test_it_is_started_with_what_it_needs(engine: Vllm, folders: Path) -> None:
 
 def test_figures_are_vllms(engine: Vllm) -> None:
     engine.wait()
-    assert engine.figures()["running"] == 3.0 and engine.figures()["alive"] == 1.0
+    assert engine.figures()["engine_running"] == 3.0 and engine.figures()["alive"] == 1.0
     assert read_figures('# TYPE a gauge\na 1\na{b="c d"} 2.5\nb 4\n', {"a": "x"}) == {"x": 3.5}
 
 

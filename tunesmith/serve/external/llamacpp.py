@@ -32,8 +32,8 @@ RESTART_PATIENCE = 60.0  # seconds that answers in flight have where adapters co
 # Ours in vLLM's order: temperature first, cuts behind it.
 SAMPLERS = ["penalties", "temperature", "min_p", "top_k", "top_p"]
 FIGURES = {
-    "llamacpp:requests_processing": "running",
-    "llamacpp:requests_deferred": "waiting",
+    "llamacpp:requests_processing": "engine_running",
+    "llamacpp:requests_deferred": "engine_waiting",
     "llamacpp:prompt_tokens_total": "prompt_tokens_total",
     "llamacpp:tokens_predicted_total": "answer_tokens_total",
 }
@@ -115,7 +115,7 @@ class LlamaCpp:
         self._exchange(lambda adapters: {each: file for each, file in adapters.items() if each != name})
 
     def figures(self) -> dict[str, float]:
-        """llama.cpp's own, at most a few seconds old."""
+        """What is in flight now, and llama.cpp's own figures, some seconds old."""
         with self._lock:
             process, remote, count = self._process, self._remote, len(self._adapters)
         if time.monotonic() - self._scraped > 2.0 and remote.open:

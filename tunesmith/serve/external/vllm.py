@@ -40,8 +40,8 @@ SETTINGS = {
     "--uvicorn-log-level": "warning",
 }
 FIGURES = {
-    "vllm:num_requests_running": "running",
-    "vllm:num_requests_waiting": "waiting",
+    "vllm:num_requests_running": "engine_running",
+    "vllm:num_requests_waiting": "engine_waiting",
     "vllm:kv_cache_usage_perc": "cache_share",
     "vllm:prompt_tokens_total": "prompt_tokens_total",
     "vllm:generation_tokens_total": "answer_tokens_total",
@@ -223,7 +223,7 @@ class Vllm:
         self._remote.ask("POST", "/v1/unload_lora_adapter", {"lora_name": name})
 
     def figures(self) -> dict[str, float]:
-        """vLLM's own, at most a few seconds old: they are asked for in the background, so that nobody waits here."""
+        """What is in flight now, and vLLM's own figures, some seconds old: they are asked for in the background, so that nobody waits."""
         if time.monotonic() - self._scraped > FRESH and self._remote.open:
             self._scraped = time.monotonic()
             self._remote.spawn(self._scrape())
