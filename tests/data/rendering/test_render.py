@@ -592,3 +592,24 @@ def test_an_answer_that_ends_with_another_special_token_gets_a_stop_token():
     [text] = shown(renderer, user("Hi"), assistant("", tool_calls=[call, call]))
     assert text.endswith("⟦<｜call｜>a\n{}<｜tool｜><｜call｜>a\n{}<｜tool｜><｜end▁of▁sentence｜>⟧")
     assert renderer.notes[notes.NO_STOP] == 1
+
+
+# --- what a client sets for the template ---
+
+
+def test_a_client_s_variables_reach_the_template_and_change_nothing_that_is_ours():
+    renderer, talk = renderer_of("qwen3"), [user("Hi")]
+    plain = renderer.prompt_ids(talk)
+    switched = renderer.prompt(talk, (), {"enable_thinking": False})
+    assert switched.text.endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
+    assert renderer.prompt_ids(talk, (), {"enable_thinking": False})[: len(plain)] == plain
+    ours = {"messages": [user("No")], "tools": [1], "add_generation_prompt": False, "eos_token": "x", "unheard": 1}
+    assert renderer.prompt_ids(talk, (), ours) == plain
+
+
+def test_habits_can_be_asked_for():
+    habits = renderer_of("qwen3-thinking").habits()
+    assert habits is not None and habits.opened
+    tokenizer = make_tokenizer("mistral")
+    tokenizer.chat_template = None
+    assert Renderer(tokenizer).habits() is None
