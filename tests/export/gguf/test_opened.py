@@ -84,14 +84,16 @@ def test_every_difference_is_a_failure(tmp_path: Path, monkeypatch: pytest.Monke
         texts = [renderer.tokenizer(text, add_special_tokens=False)["input_ids"] for text in HARD_TEXTS]
         return {
             "texts": [texts[0][:-1], *texts[1:]],
+            "rendered": [[1] for _ in questions["rendered"]],
             "talks": [{"refused": "no"}, {"text": "", "ids": [1, 2]}],
             "answers": [[], list(ours.answers[1])],
             "likeliest": [[[[0, 1], [-0.7, -0.7]] for _ in places] for places in questions["places"]],
         }
 
     monkeypatch.setattr(opened, "_asked", answers)
-    found = proof(tmp_path / "none", "f32", ours, renderer) if (tmp_path / "none").write_bytes(b"GGUF") else None
-    assert found is not None
+    (tmp_path / "none").write_bytes(b"GGUF")
+    found = proof(tmp_path / "none", "f32", ours, renderer)
+    assert any("as llama.cpp tokenises" in each for each in proof(tmp_path / "none", "f32", ours, renderer, rendered=["x", "y"]).failures)
     said = "\n".join(found.failures)
     assert "makes other tokens of 'Hello world'" in said and "refuses the chat template: no" in said
     assert "prompt of a conversation has other tokens than the trained" in said and "nats from ours" in said

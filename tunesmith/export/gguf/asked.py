@@ -1,9 +1,9 @@
 """What llama.cpp makes of a GGUF file. Run as a program of its own, `python asked.py < questions.json > answers.json`: llama.cpp ends
 its whole process on a file that it cannot use, and whoever proves an export must live on to say so. It imports nothing of the project.
 
-Questions: model, adapter ("" for none), context (tokens), threads, texts, talks (messages), rendered (prompts as text), prompts (token ids), answer (tokens),
-places (for each prompt, how many of its first tokens a distribution is wanted behind), likeliest (tokens of a distribution), letter (id
-of a token that is a whole character).
+Questions: model, adapter ("" for none), context (tokens), threads, texts, talks (messages), rendered (prompts as texts), prompts (token
+ids), answer (tokens), places (for each prompt, how many of its first tokens a distribution is wanted behind), likeliest (tokens of a
+distribution), letter (id of a token that is a whole character).
 """
 
 import json
