@@ -38,7 +38,7 @@ def made(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[li
 @pytest.fixture
 def proved(made: tuple[list[Source], Truth, Path], monkeypatch: pytest.MonkeyPatch) -> Proof:
     """llama.cpp's part is that of the law; here it agrees."""
-    monkeypatch.setattr(ollama.gguf, "prove", lambda *given: Proof("llama.cpp", {"mean_kl": 0.0}))
+    monkeypatch.setattr(ollama.opened, "proof", lambda *given, **more: Proof("llama.cpp", {"mean_kl": 0.0}))
     return ollama.prove(made[0], [made[1]], made[2], Options(), quiet)
 
 
@@ -55,7 +55,7 @@ def test_without_ollama_it_says_how_to_take_it(proved: Proof) -> None:
 
 
 def test_another_template_is_found(made: tuple[list[Source], Truth, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ollama.gguf, "prove", lambda *given: Proof("llama.cpp", {}))
+    monkeypatch.setattr(ollama.opened, "proof", lambda *given, **more: Proof("llama.cpp", {}))
     path = made[2] / "Modelfile"
     own = path.read_text()
     try:
@@ -64,6 +64,15 @@ def test_another_template_is_found(made: tuple[list[Source], Truth, Path], monke
     finally:
         path.write_text(own)
     assert len(proof.failures) == 5 and "the Modelfile's template feeds other tokens" in proof.failures[0]
+
+
+def test_llama_cpp_makes_the_trained_tokens_of_what_the_template_writes(made: tuple[list[Source], Truth, Path]) -> None:
+    [source], truth, folder = made
+    said = [source.renderer.prompt(talk).text for talk in truth.conversations]
+    file = folder / "lora-f16.gguf"
+    assert ollama.opened.proof(file, "f16", truth, source.renderer, rendered=said).failures == ()
+    [failure] = ollama.opened.proof(file, "f16", truth, source.renderer, rendered=[*said[:4], said[4] + " "]).failures
+    assert failure.startswith("the template, as llama.cpp tokenises what it writes, feeds other tokens") and "conversation 5" in failure
 
 
 def stand_in(folder: Path, monkeypatch: pytest.MonkeyPatch, shown: str, **codes: int) -> Path:

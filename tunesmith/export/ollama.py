@@ -13,6 +13,7 @@ from typing import Any
 from tunesmith.data.rendering.tokens import Marked
 from tunesmith.errors import UserError
 from tunesmith.export import agreement, gguf, modelfile
+from tunesmith.export.gguf import opened
 from tunesmith.export.target import Options, Proof, Source, Tell, Truth
 from tunesmith.models import load as loading
 
@@ -72,7 +73,8 @@ def prove(sources: Sequence[Source], truths: Sequence[Truth], folder: Path, opti
     renderer = source.renderer
     asked = [renderer.bos + renderer.encoder.encode([Marked(text)])[0] for text in said]
     failures = agreement.same_ids(truth.prompts, asked, "the Modelfile's template")
-    proof = gguf.prove(sources, truths, folder, options, tell)
+    kind, file = options.quantize or gguf.DEFAULT, folder / gguf.file_of(source, options)
+    proof = opened.proof(file, kind, truth, renderer, tell, rendered=said)
     took, problems, notes = _created(source.name, folder, tell)
     if renderer.prints_date:
         notes.append(f"the chat template writes the date; the Modelfile holds {renderer.date}")

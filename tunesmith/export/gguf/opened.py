@@ -104,7 +104,8 @@ def proof(
     if isinstance(found, str):
         return Proof(program(), {}, (f"llama.cpp cannot use {file.name}: {found}",))
     failures = _other_ids(texts, found["texts"], renderer.tokenizer, metadata) + _other_prompts(talks, found["talks"], today)
-    failures += same_ids(truth.prompts if rendered else (), found["rendered"], "the template, as llama.cpp tokenises what it writes,")
+    if rendered:
+        failures += same_ids(truth.prompts, found["rendered"], "the template, as llama.cpp tokenises what it writes,")
     apart = _apart(truth, questions["places"], found["likeliest"])
     bound = KINDS[kind].max_kl
     if not apart.mean_kl <= bound:  # NaN is above every bound
