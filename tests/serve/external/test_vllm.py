@@ -106,6 +106,8 @@ def test_what_cannot_be_is_refused_before(engine: Vllm) -> None:
         engine.submit(asked("nobody", [1]), Gathered())
     with pytest.raises(ValueError, match="61 tokens and the answer may have 4: together more than the 64"):
         engine.submit(asked("base", [1] * 61), Gathered())
+    with pytest.raises(ValueError, match=r"regex\) cannot be served"):
+        engine.submit(asked("base", [1], constraint=Constraint("regex", "(")), Gathered())
     assert engine.context("base") == 64
 
 

@@ -305,8 +305,13 @@ def request_of(ask: Ask) -> dict[str, Any]:
 
 
 def structure_of(constraint: Constraint) -> dict[str, Any]:
-    """A constraint as vLLM names it: Lark's text for all but schemas, so that our own engine and vLLM mean the same by it."""
+    """A constraint as vLLM names it: Lark's text for all but schemas, so that our own engine and vLLM mean the same by it.
+    Raises ValueError for one that cannot be, ImportError without llguidance."""
+    from llguidance import LLMatcher
+
     grammar = in_older(grammar_of(constraint))
+    if error := LLMatcher.validate_grammar(grammar, None):  # vLLM would say so when the answer has begun for the client
+        raise ValueError(f"the constraint ({constraint.kind}) cannot be served: {error.strip().splitlines()[0][:300]}")
     return {"json": json.loads(grammar)["grammars"][0]["json_schema"]} if constraint.kind == "json" else {"grammar": grammar}
 
 
