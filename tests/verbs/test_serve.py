@@ -82,7 +82,11 @@ def test_each_name_answers_as_its_run_does_and_others_come_and_go(places: Path, 
             asked.chat.completions.create(model="other", messages=QUESTION, max_tokens=1)  # type: ignore[arg-type]
         page = httpx2.get(f"http://{address}/metrics").text
         assert 'tunesmith_generation_tokens_total{customer="anyone",model="one"}' in page, page
-        process.send_signal(signal.SIGTERM)
+        begun = asked.completions.create(model="one", prompt="on and on", max_tokens=300, stream=True, extra_body={"ignore_eos": True})
+        pieces = iter(begun)
+        next(pieces)
+        process.send_signal(signal.SIGTERM)  # what is being answered may end
+        assert [piece.choices[0].finish_reason for piece in pieces if piece.choices][-1] == "length"
         assert process.wait(SECONDS) == 143
 
 

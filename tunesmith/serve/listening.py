@@ -47,4 +47,11 @@ def serve(app: Any, found: socket.socket, patience: float = 30.0) -> None:
     server = uvicorn.Server(
         uvicorn.Config(app, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=max(1, int(patience)))
     )
+    stop = server.handle_exit
+
+    def leaving(number: int, frame: Any) -> None:
+        app.state.service.draining = True  # who is connected already hears of it (503) in place of waiting
+        stop(number, frame)
+
+    server.handle_exit = leaving  # type: ignore[assignment,method-assign]
     server.run(sockets=[found])
