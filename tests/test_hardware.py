@@ -227,3 +227,11 @@ def test_the_machine_is_described_without_names_of_its_own() -> None:
 def test_sizes_are_read_as_people_write_them() -> None:
     assert hardware.bytes_of("8GB") == 8 * 10**9 and hardware.bytes_of("1.5 GiB") == 3 << 29 and hardware.bytes_of("512MB") == 512 * 10**6
     assert hardware.bytes_of("80%") is None and hardware.bytes_of("8") is None
+
+
+def test_a_team_that_was_given_back_leaves_products_as_they_are() -> None:
+    a, b = torch.randn(300, 300), torch.randn(300, 300)
+    before = a @ b
+    hardware.give_threads_back()
+    hardware.give_threads_back()
+    assert torch.equal(a @ b, before)

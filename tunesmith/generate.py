@@ -20,7 +20,7 @@ from transformers import GenerationConfig, TemperatureLogitsWarper, TopKLogitsWa
 
 from tunesmith import hardware
 from tunesmith.errors import UserError
-from tunesmith.models import front, nf4, slots
+from tunesmith.models import front, halves, nf4, slots
 
 BATCH_TOKENS = 16384  # tokens of a batch's prompts, padding and what stands in front included: bounds the prefill's memory
 OURS = "tunesmith"  # name of our attention for packed rows; it knows no cache
@@ -78,7 +78,7 @@ def generate(
     if long := [f"prompt {i + 1} has {len(p)} tokens" for i, p in enumerate(prompts) if limit and len(p) >= limit]:
         raise UserError(*long, f"this model takes {limit} tokens, answer included: shorten these prompts or leave them out")
     results: dict[int, Generated] = {}
-    with serving(model):
+    with serving(model), halves.packed(model, hardware.free_memory(model.device) // 4):
         in_front = slots.first_position(model) + len(slots.virtual_ids(model))
         for rows in batches([in_front + len(prompt) for prompt in prompts], batch_size):
             new_BT = _continue(model, [prompts[row] for row in rows], stop_ids, sampling, rows)
@@ -111,7 +111,8 @@ def stream(model: Any, prompt: Sequence[int], stop_ids: Collection[int], samplin
         finally:
             arrived.put(None)
 
-    with serving(model):
+    with serving(model), halves.packed(model, hardware.free_memory(model.device) // 4):
+        hardware.give_threads_back()
         thread = threading.Thread(target=work, name="generate", daemon=True)
         thread.start()
         try:

@@ -206,6 +206,8 @@ def lift(model: nn.Module, adapter: Mapping[str, nn.Module]) -> None:
             detach(layer)
         else:
             vars(layer).pop("forward", None)
+        if (part := vars(layer).get(PART)) is not None and "forward" not in vars(layer):
+            object.__setattr__(layer, "forward", part)
     if left := {path: module for path, module in placed(model).items() if path not in adapter}:
         object.__setattr__(model, _PLACED, left)
     else:

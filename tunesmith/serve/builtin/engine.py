@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from tunesmith import hardware
-from tunesmith.models import nf4
+from tunesmith.models import halves, nf4
 from tunesmith.models.load import Base, attention
 from tunesmith.models.source import Located
 from tunesmith.serve.ask import Ask, Cancel, End, Full, Put, Token
@@ -65,6 +65,7 @@ class Builtin:
         self._forward = Forward(base, self.mixed)
         # each step would otherwise dequantise the whole model again
         nf4.keep_dense(base.model, hardware.free_memory(device) // 4)
+        self._packed = halves.pack(base.model, hardware.free_memory(device) // 4)
         free = hardware.free_memory(device)
         self.adapters = Adapters(base, located, self.mixed, free // 8 if adapter_bytes is None else adapter_bytes, tell)
         longest = positions(base.model)
@@ -79,6 +80,7 @@ class Builtin:
         self._changed = threading.Condition()
         self._closing: float | None = None  # until when answers in flight may go on
         self._counts = dict.fromkeys(("steps", "answers", "answer_tokens", "prompt_tokens", "failed"), 0)
+        hardware.give_threads_back()  # this thread has loaded the model; from now on the engine's computes
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
@@ -129,6 +131,7 @@ class Builtin:
     def load(self, name: str, folder: Any) -> None:
         """As `ask.Engine` has it."""
         self.adapters.load(name, folder)
+        hardware.give_threads_back()
 
     def unload(self, name: str) -> None:
         """As `ask.Engine` has it."""
@@ -161,6 +164,7 @@ class Builtin:
         if model == self.base_name:
             return BASE, lambda: None
         key = self.adapters.hold(model)
+        hardware.give_threads_back()  # it may have been read again
         return key, lambda: self.adapters.release(key)
 
     def _run(self) -> None:
@@ -174,6 +178,7 @@ class Builtin:
                     for answer in list(self._scheduler.running):
                         self._end(answer, End("error", f"the engine failed: {_line(error)}"), broken=True)
         self.mixed.close()
+        halves.unpack(self._packed)
         nf4.keep_dense(self.base.model, 0)
 
     def _await_work(self) -> bool:
