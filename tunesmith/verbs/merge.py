@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.errors import ProofFailed, UserError
+from tunesmith.verbs.progress import tell
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -60,7 +61,7 @@ def merge_run(source: Path, out: Path, max_kl: float | None, model: str | None =
     from tunesmith.train.checkpoint import write_whole
     from tunesmith.train.folder import write_json
 
-    found = bases.trial(str(source), base=base, model=model, tell=_tell)
+    found = bases.trial(str(source), base=base, model=model, tell=tell)
     reports: list[Any] = []
 
     def fill(aside: Path) -> None:
@@ -79,10 +80,6 @@ def merge_run(source: Path, out: Path, max_kl: float | None, model: str | None =
             f"{out}: KL {report.apart.worst_kl:.2e} is above --max-kl {max_kl:g}; the folder was written, do not serve it unseen"
         )
     return 0
-
-
-def _tell(sentence: str) -> None:
-    print(f"{sentence} ...", file=sys.stderr)
 
 
 def _result(adapters: list[str], out: str | None) -> tuple[list[str], str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.errors import Interrupted, UserError
+from tunesmith.verbs.progress import tell
 
 LOCAL = ("127.0.0.1", "::1", "localhost")
 
@@ -72,7 +73,7 @@ def run(arguments: argparse.Namespace) -> int:
         if registry is not None:
             given = {name: Path(found.folder or found.adapter or "") for name, found in offered.adapters.items()}
             for sentence in follow(loading, registry, given):
-                _tell(sentence)
+                tell(sentence)
         admin = routes(engine, catalog, customers, registry, loading.opened, folders)
         app = make_app(engine, catalog, customers, metrics, admin, origins=arguments.allow_origin)
         if hasattr(signal, "SIGHUP"):
@@ -98,7 +99,7 @@ def _builtin(offered: Any, arguments: argparse.Namespace) -> tuple[Any, Any]:
     torch.set_num_threads(physical_cores())  # as in training: two threads of one core share what a product needs
     sys.setswitchinterval(0.001)  # seconds: the engine's thread and the one that answers clients take turns
     offers.check(offered)
-    _tell(f"loading {offered.base.name}")
+    tell(f"loading {offered.base.name}")
     nf4 = offered.nf4 or arguments.quantize == "nf4"
     opened = open_tuned(offered.base.base, device=arguments.device, dtype=arguments.dtype, nf4=nf4)
     fed = offers.Feeding(opened.located, opened.tokenizer, opened.model.config, offered.name, offered.base.run)
@@ -110,7 +111,7 @@ def _builtin(offered: Any, arguments: argparse.Namespace) -> tuple[Any, Any]:
         cache_tokens=arguments.cache_tokens,
         queue=arguments.queue,
         adapter_bytes=_size(arguments.adapter_memory),
-        tell=_tell,
+        tell=tell,
     )
     try:
         for name, found in offered.adapters.items():
@@ -136,7 +137,7 @@ def _vllm(offered: Any, arguments: argparse.Namespace) -> tuple[Any, Any]:
         max_answers=arguments.max_answers,
         queue=arguments.queue,
         prepare=lambda adapter: adapter_for_vllm(adapter, folder),
-        tell=_tell,
+        tell=tell,
     )
     return engine, fed
 
@@ -148,14 +149,14 @@ def _llamacpp(offered: Any, arguments: argparse.Namespace) -> tuple[Any, Any]:
     fed, folder = _located(offered, arguments)
     adapters = {name: adapter_gguf(found.adapter, folder) for name, found in offered.adapters.items()}
     engine = LlamaCpp(
-        base_gguf(folder, arguments.quantize, _tell),
+        base_gguf(folder, arguments.quantize, tell),
         adapters,
         base_name=fed.base.name,
         tokenizer=fed.tokenizer,
         max_answers=arguments.max_answers,
         queue=arguments.queue,
         convert=lambda adapter: adapter_gguf(adapter, folder),
-        tell=_tell,
+        tell=tell,
     )
     return engine, fed
 
@@ -166,7 +167,7 @@ def _located(offered: Any, arguments: argparse.Namespace) -> tuple[Any, Path]:
     from tunesmith.serve import offers
 
     if offered.nf4:
-        _tell(f"the adapters were trained over NF4 weights; {arguments.engine} puts them beside the original ones")
+        tell(f"the adapters were trained over NF4 weights; {arguments.engine} puts them beside the original ones")
     offers.check(offered)
     located = locate(offered.base.base)
     return offers.feeding(located, offered.name, offered.base.run), located.folder
@@ -190,10 +191,6 @@ def _ended(number: int, frame: Any) -> None:
 def _reload(customers: Any) -> None:
     try:
         customers.reload()
-        _tell("the customers' file was read again")
+        tell("the customers' file was read again")
     except UserError as error:
-        _tell("\n  ".join(["the customers' file stays as it was:", *error.problems]))
-
-
-def _tell(sentence: str) -> None:
-    print(sentence, file=sys.stderr, flush=True)
+        tell("\n  ".join(["the customers' file stays as it was:", *error.problems]))
