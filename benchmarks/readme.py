@@ -59,19 +59,21 @@ def speed(data: dict[str, Any]) -> str:
     return "\n".join([*lines, "", told])
 
 
-def peers(data: dict[str, Any]) -> str:
-    lines = ["| | useful tokens/s | Tunesmith's speed over it | peak memory | Tunesmith's memory over it |", "|---|---|---|---|---|"]
-    for name, each in data["results"].items():
-        found, ratio = each["median"], each["tunesmith_over_this"]
-        compared = ["", ""] if name == "tunesmith" else [f"{ratio['tokens_per_second']:.2f}×", f"{ratio['peak_memory_bytes']:.2f}×"]
-        rate, memory = f"{found['tokens_per_second']:.0f}", f"{found['peak_memory_bytes'] / 1e9:.2f} GB"
-        lines.append(f"| {each['title']} | {rate} | {compared[0]} | {memory} | {compared[1]} |")
-    count = max(len(each.get("rounds", [])) for each in data["results"].values())
-    rounds = f"medians of {count} rounds" if count > 1 else "one round"
-    what = {"lora": "LoRA", "dora": "DoRA"}[data.get("method", "lora")]
+def serve(data: dict[str, Any]) -> str:
+    head = "| | tokens/s | ours over it | first token (p50, p95) | between tokens (p50, p95) | peak memory |"
+    lines = [head, "|---|---|---|---|---|---|"]
+    for name, each in data["contenders"].items():
+        last, over = each["rounds"][-1], each.get("ours_8_over_this")
+        first, between = last["first_token_seconds"], last["between_tokens_seconds"]
+        lines.append(
+            f"| {each['title']} | {each['median']['tokens_per_second']:.1f} | {'' if name == 'ours_8' or over is None else f'{over:.2f}×'} | "
+            f"{first['p50']:.2f} s, {first['p95']:.2f} s | {1e3 * between['p50']:.0f} ms, {1e3 * between['p95']:.0f} ms | "
+            f"{each['median']['peak_memory_bytes'] / 1e9:.2f} GB |"
+        )
+    prompts, answers = ("{} to {}".format(*data[key]) for key in ("prompt_tokens", "answer_tokens"))
     told = (
-        f"{data['rows']} alpaca rows, {data['tokens']:,} tokens, {what} rank 8 on all linear layers, {data['dtype']}; "
-        f"every program in turn, {rounds} (measured before `benchmarks/bench.py` was). A speed below 1× or a memory above 1× is a miss."
+        f"SmolLM2-135M-Instruct, float32; {data['clients']} clients, prompts of {prompts} tokens that have nothing in common, answers of "
+        f"{answers}; tokens of answers within {data['seconds']:.0f} s (`benchmarks/serve.py`)."
     )
     return "\n".join([*lines, "", told])
 
@@ -231,8 +233,8 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "speed": speed,
     "methods": methods,
     "method_steps": method_steps,
-    "peers": peers,
-    "peers_dora": peers,
+    "serve": serve,
+    "serve_short": serve,
     "data": data,
     "before_after": before_after,
     "few_examples": few_examples,

@@ -48,16 +48,18 @@ def test_results_without_a_table_are_not_forgotten(script: ModuleType) -> None:
 
 
 def test_a_miss_is_shown(script: ModuleType, tmp_path: Path) -> None:
-    def result(title: str, rate: float, speed: float, memory: float) -> dict[str, Any]:
-        ratios = {"tokens_per_second": speed, "peak_memory_bytes": memory}
-        return {"title": title, "median": {"tokens_per_second": rate, "peak_memory_bytes": 1.5e9}, "tunesmith_over_this": ratios}
+    def contender(title: str, rate: float, over: float) -> dict[str, Any]:
+        last = {"first_token_seconds": {"p50": 0.5, "p95": 2.0}, "between_tokens_seconds": {"p50": 0.0801, "p95": 0.2}}
+        median = {"tokens_per_second": rate, "peak_memory_bytes": 1.5e9}
+        return {"title": title, "rounds": [last], "median": median, "ours_8_over_this": over}
 
-    results = {"tunesmith": result("Tunesmith", 80.4, 1, 1), "trl-padded": result("TRL, padded", 100.0, 0.804, 1.25)}
-    (tmp_path / "peers.json").write_text(json.dumps({**COMMON, "rows": 64, "tokens": 14126, "dtype": "float32", "results": results}))
-    text = script.filled("<!-- bench:peers -->\nold\n<!-- bench:peers -->\n", tmp_path)
-    assert "| TRL, padded | 100 | 0.80× | 1.50 GB | 1.25× |" in text
-    assert "| Tunesmith | 80 |  | 1.50 GB |  |" in text
-    assert "14,126 tokens" in text and "no bfloat16 instructions" in text and "old" not in text
+    contenders = {"ours_8": contender("Tunesmith", 80.4, 1), "vllm_8": contender("vLLM", 100.0, 0.804)}
+    facts = {"clients": 16, "seconds": 40.0, "prompt_tokens": [8, 24], "answer_tokens": [48, 96], "contenders": contenders}
+    (tmp_path / "serve.json").write_text(json.dumps(COMMON | facts))
+    text = script.filled("<!-- bench:serve -->\nold\n<!-- bench:serve -->\n", tmp_path)
+    assert "| vLLM | 100.0 | 0.80× | 0.50 s, 2.00 s | 80 ms, 200 ms | 1.50 GB |" in text
+    assert "| Tunesmith | 80.4 |  | 0.50 s, 2.00 s | 80 ms, 200 ms | 1.50 GB |" in text
+    assert "prompts of 8 to 24 tokens" in text and "no bfloat16 instructions" in text and "old" not in text
     assert script.filled(text, tmp_path) == text
 
 
