@@ -64,9 +64,10 @@ def serve(data: dict[str, Any]) -> str:
     lines = [head, "|---|---|---|---|---|---|"]
     for name, each in data["contenders"].items():
         last, over = each["rounds"][-1], each.get("ours_8_over_this")
+        ratio = "" if name == "ours_8" or over is None else f"{over:.2f}×"
         first, between = last["first_token_seconds"], last["between_tokens_seconds"]
         lines.append(
-            f"| {each['title']} | {each['median']['tokens_per_second']:.1f} | {'' if name == 'ours_8' or over is None else f'{over:.2f}×'} | "
+            f"| {each['title']} | {each['median']['tokens_per_second']:.1f} | {ratio} | "
             f"{first['p50']:.2f} s, {first['p95']:.2f} s | {1e3 * between['p50']:.0f} ms, {1e3 * between['p95']:.0f} ms | "
             f"{each['median']['peak_memory_bytes'] / 1e9:.2f} GB |"
         )
