@@ -77,7 +77,7 @@ class Report:
 
 def _far(apart: Apart) -> str:
     on = [(f"on {apart.prompts.positions} positions", apart.prompts)]
-    on += [] if apart.rows is None else [(f"on {apart.rows.positions} of the run's own data", apart.rows)]
+    on += [] if apart.rows is None else [(f"on {apart.rows.positions} positions of the run's own rows", apart.rows)]
     return "; ".join(
         f"{where}: KL {far.mean_kl:.2e} nats, largest logit difference {far.largest_logit_difference:.2e}, "
         f"top-1 agreement {far.top1_agreement:.1%}"
@@ -95,7 +95,6 @@ def _both(found: Trial) -> str:
     }[nearer]
     chosen = "so it is what was written" if found.kind == nearer else f"but --base {found.kind} was asked for"
     beside = found.beside.decides
-    figures = {kind: f"KL {far[kind].mean_kl:.2e} (top-1 {far[kind].top1_agreement:.1%})" for kind in KINDS}
     figures = {kind: f"KL {far[kind].mean_kl:.2e} (top-1 {far[kind].top1_agreement:.1%})" for kind in KINDS}
     return (
         f"trained over NF4, so two bases can take it: {nearer} weights {figures[nearer]}, {other} weights {figures[other]}; "
