@@ -1,3 +1,5 @@
+import sys
+import threading
 import time
 
 import pytest
@@ -56,3 +58,28 @@ def test_parts_lose_nothing_and_cut_behind_single_line_ends():
     assert all(piece.endswith("\n") and not piece.endswith("\n\n") for piece in pieces)
     assert all(not piece[0].isspace() for piece in pieces)
     assert list(parts("x" * 100, 30)) == ["x" * 100]
+
+
+def test_another_thread_cannot_make_a_text_special_while_it_is_encoded():
+    tokenizer = make_tokenizer("gemma-3")
+    first, stop = Encoder(tokenizer), threading.Event()
+    meanwhile: list[BaseException] = []
+
+    def meddle() -> None:  # as a server does that takes in an adapter
+        try:
+            while not stop.is_set():
+                first.batch(["<eos>"])
+                Encoder(tokenizer)
+        except BaseException as error:
+            meanwhile.append(error)
+
+    thread, interval = threading.Thread(target=meddle), sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    thread.start()
+    try:
+        special = tokenizer.convert_tokens_to_ids("<eos>")
+        assert not [1 for _ in range(1500) if special in first.batch(["<eos>"], split=True)[0]] and not meanwhile
+    finally:
+        stop.set()
+        thread.join()
+        sys.setswitchinterval(interval)

@@ -281,3 +281,11 @@ def allowed(matcher: Matcher) -> list[int]:
     logits_V = torch.zeros(260)
     matcher.mask(logits_V)
     return [int(token) for token in (logits_V == 0).nonzero().flatten()]
+
+
+@pytest.mark.parametrize(
+    "constraint", [Constraint("json", {"$ref": "#"}), Constraint("regex", r"[^\s\S]"), Constraint("lark", "start: start")]
+)
+def test_what_no_text_keeps_to_is_refused_before_an_answer_begins(constraint):
+    with pytest.raises(ValueError, match="no text at all would keep to it"):
+        matcher_of(constraint, make_tokenizer("gemma-3"), [1])

@@ -34,3 +34,12 @@ def test_what_is_refused():
     for fields in ({}, {"prompt": "a", "messages": TALK}, {"prompt": 3}):
         assert post("/tokenize", **fields).status_code == 400
     assert post("/detokenize", tokens=["a"]).status_code == 400 and post("/detokenize", tokens=[-1]).status_code == 400
+
+
+def test_what_cannot_fit_is_refused_before_the_one_thread_that_tokenises_spends_time_on_it():
+    long = "word " * 100_000
+    for fields in ({"prompt": long}, {"messages": [{"role": "user", "content": long}]}):
+        answer = post("/tokenize", **fields)
+        assert answer.status_code == 400 and answer.json()["error"]["code"] == "context_length_exceeded"
+    assert post("/detokenize", tokens=[1] * 513).json()["error"]["code"] == "context_length_exceeded"
+    assert post("/detokenize", tokens=[1] * 512).status_code == 200

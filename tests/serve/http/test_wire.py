@@ -148,3 +148,13 @@ def test_prompts_of_all_shapes():
     for wrong in wrongs:
         with pytest.raises(ValidationError):
             prompts(wrong)
+
+
+def test_a_penalty_that_no_logits_stand_is_refused():
+    with pytest.raises(ValidationError, match="repetition_penalty"):
+        chat(repetition_penalty=1e-320)
+
+
+def test_a_format_without_its_schema_says_what_is_missing():
+    with pytest.raises(ValidationError, match="json_schema needs its name and schema"):
+        chat(response_format={"type": "json_schema"})

@@ -26,7 +26,7 @@ from tunesmith.data.rendering.answers import (
 )
 from tunesmith.data.rendering.call_ids import nine_letters
 from tunesmith.data.rendering.template import CLOSE, OPEN, Habits, Render, compile_template, probe
-from tunesmith.data.rendering.tokens import Encoder, Marked
+from tunesmith.data.rendering.tokens import ENCODING, Encoder, Marked
 from tunesmith.data.rendering.turns import Tokens, Turn, tokenise
 from tunesmith.data.sample import Message, RowError, Sample
 from tunesmith.errors import UserError
@@ -69,7 +69,8 @@ class Renderer:
         # text -> id of the tokens that end an answer; a generation config should name them all
         self.stop_tokens = {token: index for token, index in self.encoder.ids.items() if index in self._stop_ids}
         self._loaded: dict[str, tuple[Render, Habits]] = {}
-        probe_ids = tokenizer("x")["input_ids"]
+        with ENCODING:  # transformers sets the tokenizer's switches as well
+            probe_ids = tokenizer("x")["input_ids"]
         self.bos = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None and probe_ids[:1] == [tokenizer.bos_token_id] else []
         self._template(())
 

@@ -6,6 +6,7 @@ the template renders, and the rendered text is cut at the template's own special
 
 import json
 import re
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +15,10 @@ from tunesmith.data.sample import RowError
 
 PLANES = (0xF0000, 0x100000)  # the private-use planes 15 and 16, of 65,534 characters each
 LONG = 1_000_000  # characters; a longer plain text is tokenised in parts, since an encoding takes ~100 bytes a character
+
+# A tokenizer is told anew for each text what special tokens are, and encodes in native code while other threads run: between the two
+# another thread must not tell it otherwise (a server that takes in an adapter while it renders), or a message's text would be special.
+ENCODING = threading.RLock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,24 +115,28 @@ class Encoder:
         if not texts:
             return []
         if self._backend is not None:
-            self._backend.no_truncation()
-            self._backend.no_padding()
-            self._backend.encode_special_tokens = split
-            return [encoding.ids for encoding in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+            with ENCODING:
+                self._backend.no_truncation()
+                self._backend.no_padding()
+                self._backend.encode_special_tokens = split
+                return [encoding.ids for encoding in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
         quiet = {"return_attention_mask": False, "return_token_type_ids": False, "verbose": False}
-        kept = self.tokenizer(list(texts), add_special_tokens=False, split_special_tokens=split, **quiet)
+        with ENCODING:
+            kept = self.tokenizer(list(texts), add_special_tokens=False, split_special_tokens=split, **quiet)
         return kept["input_ids"]
 
     def placed(self, texts: Sequence[str], *, split: bool = False) -> list[tuple[list[int], list[tuple[int, int]]]]:
         """As `batch`, with the characters of its text that each token stands for; a token of blanks may have none."""
         if self._backend is not None and texts:
-            self._backend.no_truncation()
-            self._backend.no_padding()
-            self._backend.encode_special_tokens = split
-            return [(each.ids, each.offsets) for each in self._backend.encode_batch(list(texts), add_special_tokens=False)]
+            with ENCODING:
+                self._backend.no_truncation()
+                self._backend.no_padding()
+                self._backend.encode_special_tokens = split
+                return [(each.ids, each.offsets) for each in self._backend.encode_batch(list(texts), add_special_tokens=False)]
         if self.tokenizer.is_fast and texts:
             how = {"add_special_tokens": False, "split_special_tokens": split, "return_offsets_mapping": True, "verbose": False}
-            kept = self.tokenizer(list(texts), **how)
+            with ENCODING:
+                kept = self.tokenizer(list(texts), **how)
             return list(zip(kept["input_ids"], kept["offset_mapping"], strict=True))
         return [(ids, self._found(text, ids)) for text, ids in zip(texts, self.batch(texts, split=split), strict=True)]
 

@@ -99,6 +99,10 @@ class _Table:
         first = llguidance.LLMatcher(self.words, grammar, log_level=0)  # up to a second, and others need not wait for it
         if first.is_error():
             raise ValueError(_reason(first.get_error()))
+        begun = first.deep_copy()
+        bits = np.frombuffer(begun.compute_bitmask(), dtype=np.uint8)
+        if begun.is_error() or not (bits.any() or begun.is_accepting()):  # a schema that is nothing but itself
+            raise ValueError("no text at all would keep to it")
         with self._lock:
             self._compiled[grammar] = first
             while len(self._compiled) > KEPT:

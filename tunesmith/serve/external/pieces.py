@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
+from tunesmith.data.rendering.tokens import ENCODING
+
 BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 BLANK = "▁"
 
@@ -35,7 +37,8 @@ class Pieces:
         behind = self._bytes.get(last, b"")
         if not whole.endswith(behind):
             return self.unknown(count)
-        usual = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+        with ENCODING:
+            usual = self._tokenizer(text, add_special_tokens=False)["input_ids"]
         if len(usual) == count + 1 and usual[-1] == last:
             return list(usual[:-1])
         return next(self._splits(whole[: len(whole) - len(behind)], count), self.unknown(count))

@@ -7,12 +7,13 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from tunesmith.serve.ask import Engine
 from tunesmith.serve.catalog import Model
 from tunesmith.serve.customers import no_such_model
 from tunesmith.serve.http import wire
 from tunesmith.serve.http.errors import bad
 from tunesmith.serve.http.messages import messages_of, tools_of
-from tunesmith.serve.http.service import Service, read_body
+from tunesmith.serve.http.service import UNBOUNDED, Service, check_length, read_body
 from tunesmith.serve.http.text import text_of, vocabulary_of
 
 
@@ -39,7 +40,7 @@ async def tokenize(service: Service, request: Request) -> Response:
     """{count, max_model_len, tokens}."""
     asked = TokenizeRequest.model_validate(await _fields(service, request))
     model = _model(service, request, asked.model)
-    ids = await service.render(_ids, asked, model)
+    ids = await service.render(_ids, service.engine, asked, model)
     answer = {"count": len(ids), "max_model_len": service.engine.context(model.name), "tokens": ids}
     strings = model.renderer.tokenizer.convert_ids_to_tokens(ids) if asked.return_token_strs else None
     return JSONResponse(answer | ({"token_strs": strings} if strings is not None else {}))
@@ -49,15 +50,24 @@ async def detokenize(service: Service, request: Request) -> Response:
     """{prompt}."""
     asked = DetokenizeRequest.model_validate(await _fields(service, request))
     model = _model(service, request, asked.model)
+    context = service.engine.context(model.name) or UNBOUNDED
+    if len(asked.tokens) > context:  # as /tokenize: one thread does this for all who ask
+        raise bad(
+            f"The context of {model.name} is {context} tokens, and these are {len(asked.tokens)}.", "tokens", "context_length_exceeded"
+        )
     return JSONResponse({"prompt": await service.render(text_of, vocabulary_of(model.renderer.tokenizer), asked.tokens)})
 
 
-def _ids(asked: TokenizeRequest, model: Model) -> list[int]:
+def _ids(engine: Engine, asked: TokenizeRequest, model: Model) -> list[int]:
     if (asked.prompt is None) == (asked.messages is None):
         raise bad("either prompt or messages", "prompt")
     if asked.messages is not None:
-        ids: list[int] = model.renderer.prompt_ids(messages_of(asked.messages), tools_of(asked.tools), asked.chat_template_kwargs)
+        renderer = model.renderer
+        prompt = renderer.prompt(messages_of(asked.messages), tools_of(asked.tools), asked.chat_template_kwargs)
+        check_length(engine, model, prompt.text)
+        ids: list[int] = renderer.begun(prompt.text, renderer.encoder.encode([prompt])[0])
         return ids
+    check_length(engine, model, asked.prompt or "")
     return plain_ids(model.renderer, asked.prompt or "", begins=asked.add_special_tokens)
 
 

@@ -75,7 +75,7 @@ class Format(BaseModel):
     @model_validator(mode="after")
     def _has_its_schema(self) -> "Format":
         if self.type == "json_schema" and (self.json_schema is None or self.json_schema.schema_ is None):
-            raise PydanticCustomError("format", "json_schema needs {{name, schema}}")
+            raise PydanticCustomError("format", "json_schema needs its name and schema")
         return self
 
 
@@ -117,7 +117,7 @@ class Common(BaseModel):
     min_p: Annotated[float, Field(ge=0, le=1)] = 0.0
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
-    repetition_penalty: Annotated[float, Field(gt=0, le=10)] = 1.0
+    repetition_penalty: Annotated[float, Field(ge=0.01, le=10)] = 1.0  # less, and logits are beyond what float32 holds
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] = Field(default_factory=dict)
     response_format: Format | None = None
     structured_outputs: Outline | None = None
