@@ -98,6 +98,17 @@ def test_what_stood_before_survives_a_failure(tmp_path: Path, error: Exception, 
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
 
 
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("out of memory")], ids=str)
+def test_whatever_ends_it_nothing_half_written_stays(tmp_path: Path, error: BaseException) -> None:
+    def fill(aside: Path) -> None:
+        (aside / "half").write_text("2")
+        raise error
+
+    with pytest.raises(type(error)):
+        checkpoint.write_whole(tmp_path / "adapter", fill)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_rename_that_fails_puts_the_old_one_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target = tmp_path / "adapter"
     checkpoint.write_whole(target, lambda aside: (aside / "old").write_text("1"))

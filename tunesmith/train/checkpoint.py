@@ -122,8 +122,10 @@ def write_whole(target: Path, fill: Callable[[Path], Any]) -> None:
         if gone.exists() and not target.exists():
             os.rename(gone, target)
         raise UserError(_refusal(target, error)) from None
-    except UserError:  # what was to be written turned out to be impossible
+    except BaseException:  # what was to be written turned out to be impossible, or somebody does not want to wait for it
         shutil.rmtree(aside, ignore_errors=True)
+        if gone.exists() and not target.exists():
+            os.rename(gone, target)
         raise
     shutil.rmtree(gone, ignore_errors=True)
 
