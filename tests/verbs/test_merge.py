@@ -138,6 +138,14 @@ def test_a_gate_of_the_user_s(quantized: Path, tmp_path: Path, capsys: pytest.Ca
     assert math.isfinite(json.loads((tmp_path / "merged/merge.json").read_text())["difference_from_adapter"]["mean_kl"])
 
 
+@pytest.mark.parametrize("word", ["nan", "-1", "a"])
+def test_a_gate_that_nothing_could_pass_is_refused_before_the_merge(
+    word: str, done: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["merge", str(done), str(tmp_path / "merged"), "--max-kl", word]) == 2
+    assert "is no KL divergence; write a number of nats" in capsys.readouterr().err and not (tmp_path / "merged").exists()
+
+
 def test_an_output_that_is_there(done: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "precious").write_text("kept")
     assert cli.main(["merge", str(done), str(tmp_path)]) == 2

@@ -30,11 +30,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--max-kl",
-        type=float,
+        type=_nats,
         metavar="X",
         help="exit 3 where the merged model is further than this from the adapter (KL divergence, nats)",
     )
     parser.add_argument("--model", metavar="M", help="the base of adapter folders that do not name it, or name it differently")
+
+
+def _nats(word: str) -> float:
+    try:
+        value = float(word)
+    except ValueError:
+        value = -1.0
+    if not value >= 0:  # NaN would refuse every model, once it is written
+        raise argparse.ArgumentTypeError(f"{word!r} is no KL divergence; write a number of nats from 0 on, such as 0.01")
+    return value
 
 
 def run(arguments: argparse.Namespace) -> int:
