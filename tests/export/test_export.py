@@ -43,6 +43,7 @@ def done(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     failures: list[str] = []
     module = SimpleNamespace(SEVERAL=False, QUANTIZE=("q8",), check=lambda *given: happened.append("check"), write=write, prove=prove)
     module.merges = lambda sources, options: True
+    module.can_prove = lambda options: None
     monkeypatch.setitem(exporting.TARGETS, "judged", module)
     monkeypatch.setattr(exporting, "truth_of", truth)
     monkeypatch.setattr(exporting, "failures_of_the_judge", failures, raising=False)
@@ -83,6 +84,18 @@ def test_a_proof_that_could_not_be_made_is_no_proof(done: list[str], tmp_path: P
     with pytest.raises(UserError, match="judge is not installed"):
         export("judged", [source()], tmp_path / "out", Options(), verify=True, fill=fill, tell=quiet)
     assert json.loads((tmp_path / "out" / "export.json").read_text())["proof"] == "it could not be made: judge is not installed"
+
+
+def test_who_could_not_prove_it_says_so_before_anything_is_heard(done: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(options: Options) -> None:
+        raise UserError("judge is not installed")
+
+    monkeypatch.setattr(exporting.TARGETS["judged"], "can_prove", absent)
+    with pytest.raises(UserError, match="judge is not installed"):
+        export("judged", [source()], tmp_path / "out", Options(), verify=True, fill=fill, tell=quiet)
+    assert done == [] and not (tmp_path / "out").exists()
+    export("judged", [source()], tmp_path / "out", Options(), verify=False, fill=fill, tell=quiet)
+    assert done == ["write"]
 
 
 def test_without_a_proof_nothing_is_loaded(done: list[str], tmp_path: Path) -> None:

@@ -100,6 +100,8 @@ def test_a_run_is_warned_at_its_start() -> None:
     [said] = warnings(Traits("lora", rank=16, dora=True), "vllm")
     assert said.startswith("serve_with=vllm: vLLM takes it merged into the base (vLLM does not know DoRA)")
     assert "`tunesmith export DIR --to vllm`" in said
+    [said] = warnings(Traits("lora", rank=8, head="classify"), "vllm")
+    assert "as a pooling model" in said and "`tunesmith export DIR --to safetensors`" in said, "--to vllm refuses it"
     [said] = warnings(Traits("prefix"), "llamacpp")
     assert "with an error" in said and "--to gguf --as lora" in said
     [said] = warnings(Traits("prefix"), None)

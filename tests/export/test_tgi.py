@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,16 @@ def test_one_is_merged_unless_its_base_is_kept(runs_of: list[Path], tmp_path: Pa
     assert not (tmp_path / "merged" / "adapters").exists() and "LORA_ADAPTERS" not in (tmp_path / "merged" / "launch.sh").read_text()
     settings = json.loads((tmp_path / "merged" / "model" / "tokenizer_config.json").read_text())
     assert settings["chat_template"] == (tmp_path / "merged" / "model" / "chat_template.jinja").read_text()
+
+
+def test_a_scaling_of_positions_that_it_passes_over_is_refused(tiny_llama: Path, tmp_path: Path) -> None:
+    """Not in the proof alone, which --no-verify leaves out."""
+    folder = Path(shutil.copytree(tiny_llama, tmp_path / "long"))
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0}}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"passes over a linear rope scaling.*vLLM"):
+        tgi.check([describe(str(folder))], Options())
 
 
 def forget_rope(out: Path) -> None:

@@ -7,6 +7,7 @@ import pytest
 from tests.export.tiny_runs import run_of
 from tests.runs import own_cache  # noqa: F401
 from tunesmith import cli
+from tunesmith.export import fitted
 from tunesmith.verbs import export
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:peft")
@@ -48,6 +49,24 @@ def test_a_lora_fitted_to_what_the_target_cannot_take(tiny_llama: Path, place: P
     assert (out / "adapters" / "dora" / "adapter_config.json").is_file(), "under the run's own name"
     assert "a LoRA of rank 8 fitted to" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["--to", "peft", "--quantize", "nf4"], "--quantize nf4: not a way of --to peft"),
+        (["--to", "gguf", "--adapter-only", "--quantize", "q8_0"], "leave --quantize out"),
+        (["--to", "peft", "--as", "lora:99999"], "has more than"),
+    ],
+    ids=str,
+)
+def test_what_a_fitted_lora_could_not_become_is_refused_before_it_is_fitted(
+    words: list[str], reason: str, tiny_llama: Path, place: Path, tmp_path: Path, capsys: Any, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(fitted, "fit_lora", lambda *given, **more: pytest.fail("it was fitted"))
+    run = run_of(tiny_llama, place, "prefix", method={"name": "prefix", "tokens": 3})
+    assert cli.main(["export", str(run), "--out", str(tmp_path / "a" / "out"), "--as", "lora", *words]) == 2
+    assert reason in capsys.readouterr().err and list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("convert", ["dora", "lora:", "lora:x", "lora:0"])

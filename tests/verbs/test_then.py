@@ -50,6 +50,14 @@ def test_what_cannot_become_of_it_is_refused_before_the_run(
     assert reason in capsys.readouterr().err and not (tmp_path / "run").exists()
 
 
+def test_a_proof_that_nobody_here_can_make_is_told_before_the_run(
+    tiny_llama: Path, data: Path, tmp_path: Path, capsys: Any, monkeypatch: Any
+) -> None:
+    monkeypatch.setenv("TUNESMITH_VLLM_PYTHON", str(tmp_path / "nowhere"))
+    assert train(tiny_llama, data, tmp_path / "run", "--then", "export:vllm") == 2
+    assert "--then export:vllm: " in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("word", ["export", "export:", "export:foo", "serve", ""])
 def test_other_words(word: str, tiny_llama: Path, data: Path, tmp_path: Path, capsys: Any) -> None:
     assert train(tiny_llama, data, tmp_path / "run", "--then", word) == 2

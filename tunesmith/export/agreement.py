@@ -13,7 +13,6 @@ from tunesmith.export.target import Source
 
 # Of the largest logit: fp32 sums in another order differ by some units of 1e-6, one changed matrix by thousands of times that.
 FP32 = 3e-5
-OVER = " --as lora"
 
 
 def same_logits(truth: Sequence[Tensor], found: Sequence[Tensor], bound: float = FP32) -> tuple[dict[str, Any], list[str]]:
@@ -50,7 +49,7 @@ def refuse(source: Source, server: str, target: str, *hows: served.How) -> None:
     if found.how in hows:
         return
     cure = {
-        "fitted": f"export {source.given} --to {target} --as lora fits a LoRA to it and reports the error; "
+        "fitted": f"`tunesmith export {source.given} --to {target} --as lora` fits a LoRA to it and reports the error; "
         "`tunesmith serve` serves it as it is",
         "merged": f"leave --keep-base and --adapter-only out: merged into its base {served.SERVERS[server].title} takes it",
         "not": "",

@@ -69,6 +69,8 @@ def export(
     Raises UserError for what cannot be written or not be opened here, ProofFailed where the proof fails; the folder stands then.
     """
     module = TARGETS[target]
+    if verify:
+        module.can_prove(options)  # a large model is not written first, and a run not ended, to learn that
     merged = module.merges(sources, options)
     truths: list[Truth] = []
     for source in sources if verify else []:

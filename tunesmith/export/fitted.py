@@ -32,6 +32,7 @@ from tunesmith.errors import UserError
 from tunesmith.export import distil, nearest
 from tunesmith.export.changes import of_adapter, of_model
 from tunesmith.export.live import Apart, Live, listen
+from tunesmith.export.target import Source
 from tunesmith.methods import method
 from tunesmith.methods.layouts import layout
 from tunesmith.methods.method import METHODS, unmergeable
@@ -215,6 +216,21 @@ def _learned(tuned: Tuned, request: Request) -> Made:
         tell=request.tell,
     )
     return Made(student.adapter, "distillation", settings.rank, {}, None, {}, done)
+
+
+def to_be(source: Source, rank: int | None) -> Source:
+    """What `fit_lora` will make of a source, by its shapes: enough for a target's `check`. Raises UserError where nothing can be fitted."""
+    _refuse(source.given, source.tuning)
+    base = source.base
+    if source.adapter is None and source.run is not None:
+        base = locate(config.load(source.run / "run.yaml").run.model.source).folder
+    skeleton = loading.skeleton(loading.load_config(base))
+    most = max((min(place.in_features, place.out_features) for place in slots.linears(skeleton)), default=0)
+    if rank is not None and rank > most:  # its zeros would fill the memory
+        raise UserError(f"--as lora:{rank}: no layer of this model has more than {most} directions; ask for a smaller rank")
+    tuning = method.build(skeleton, LoRA(rank=rank or DISTILLED_RANK), quantized=False, device="meta")
+    tuning.head = source.tuning.head
+    return dataclasses.replace(source, base=base, adapter=source.adapter or Path(source.given), quantized=False, tuning=tuning)
 
 
 def _refuse(source: str, tuning: Tuning) -> None:

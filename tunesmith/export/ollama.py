@@ -4,6 +4,7 @@ Ollama does not use a file's own chat template: it looks for the one of its own 
 `{{ .Prompt }}` where none is near. Neither is what was trained; the Modelfile says it.
 """
 
+import re
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -31,6 +32,11 @@ def check(sources: Sequence[Source], options: Options) -> None:
     if not source.tokenizer.chat_template:
         raise UserError(f"{source.given}: the model has no chat template, and Ollama would feed it bare text; take --to gguf for that")
     _template(source)
+
+
+def can_prove(options: Options) -> None:
+    """Raises UserError where llama.cpp is not on this machine."""
+    gguf.can_prove(options)
 
 
 def merges(sources: Sequence[Source], options: Options) -> bool:
@@ -91,16 +97,25 @@ def _created(name: str, folder: Path, tell: Tell) -> tuple[str, list[str], list[
     program = shutil.which("ollama")
     if program is None:
         return "", [], [f"Ollama itself is not on this machine: `ollama create {name} -f {MODELFILE}` in {folder} takes it"]
+    try:
+        return _asked(program, name, folder, tell)
+    except subprocess.TimeoutExpired as late:
+        return "", [], [f"Ollama is here, but `ollama {late.cmd[1]}` did not end within {late.timeout:g} s: it was not proved there"]
+
+
+def _asked(program: str, name: str, folder: Path, tell: Tell) -> tuple[str, list[str], list[str]]:
     running = subprocess.run([program, "list"], capture_output=True, text=True, timeout=60)
     if running.returncode != 0:
         return "", [], [f"Ollama is here, but its server does not run ({_last(running)}): it was not asked"]
     tell("Ollama takes it")
-    trial = f"tunesmith-proof-{name}".lower()
+    trial = f"tunesmith-proof-{re.sub('[^a-z0-9]+', '-', name.lower())}"  # a folder's name may hold what a model's may not
     made = subprocess.run([program, "create", trial, "-f", MODELFILE], cwd=folder, capture_output=True, text=True, timeout=CREATES)
     if made.returncode != 0:
         return "", [f"`ollama create` refuses the folder: {_last(made)}"], []
-    shown = subprocess.run([program, "show", trial, "--template"], capture_output=True, text=True, timeout=60)
-    subprocess.run([program, "rm", trial], capture_output=True, text=True, timeout=60)
+    try:
+        shown = subprocess.run([program, "show", trial, "--template"], capture_output=True, text=True, timeout=60)
+    finally:
+        subprocess.run([program, "rm", trial], capture_output=True, text=True, timeout=60)
     wanted = modelfile.template_in((folder / MODELFILE).read_text(encoding="utf-8"))
     kept = shown.returncode == 0 and shown.stdout.strip() == wanted.strip()
     return " and Ollama", [] if kept else ["Ollama keeps another template than the Modelfile's"], []

@@ -45,6 +45,11 @@ def check(sources: Sequence[Source], options: Options) -> None:
     agreement.refuse(source, "peft", "peft", "as it is")
 
 
+def can_prove(options: Options) -> None:
+    """Raises UserError where peft is not on this machine."""
+    _peft()
+
+
 def merges(sources: Sequence[Source], options: Options) -> bool:
     """Never."""
     return False

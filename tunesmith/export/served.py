@@ -185,7 +185,8 @@ def warnings(traits: Traits, serve_with: str | None) -> list[str]:
     """Sentences for the start of a run: how the chosen server will take its result; with none chosen, where no other server could."""
     if serve_with is not None:
         found = verdict(serve_with, traits)
-        said = f"serve_with={serve_with}: {_told(serve_with, found)}; {COMMANDS[found.how](serve_with)}"
+        command = HEADED if traits.head and found.how == "merged" else COMMANDS[found.how](serve_with)
+        said = f"serve_with={serve_with}: {_told(serve_with, found)}; {command}"
         return [] if found.how == "as it is" else [said]
     found_elsewhere = [verdict(name, traits).how for name in SERVERS if name not in ("builtin", "peft")]
     return [] if traits.head or any(how in EXACT for how in found_elsewhere) else [ALONE]
@@ -206,6 +207,7 @@ COMMANDS: dict[How, Any] = {
     "fitted": lambda server: f"`tunesmith export DIR --to {TARGETS[server]} --as lora` fits it and reports the error",
     "not": lambda server: "`tunesmith evaluate` uses it",
 }
+HEADED = "`tunesmith export DIR --to safetensors` writes that; --to vllm is for models that write text"
 
 
 # --- the same as a table ---

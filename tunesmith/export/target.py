@@ -7,6 +7,7 @@ A target's file has
     SERVERS                                      which lines of `served.SERVERS` open its folder
     check(sources, options)                      UserError, with every reason, before any weight is read
     merges(sources, options)                     whether what it writes is one whole model (and not a base and adapters beside it)
+    can_prove(options)                           UserError where the program that proves it is not on this machine
     write(sources, folder, options, tell)        fills an empty folder; facts for export.json
     prove(sources, truths, folder, options, tell)   opens the folder with the program that will serve it: a `Proof`
 

@@ -29,6 +29,7 @@ from tunesmith.models import slots
 SEVERAL = True
 QUANTIZE: tuple[str, ...] = ()
 SERVERS = ("tgi",)
+LINEAR = "TGI passes over a linear rope scaling: positions would be wrong; serve it with vLLM"
 IMAGE = "ghcr.io/huggingface/text-generation-inference:3.3.5"
 MODEL, ADAPTERS, LAUNCH = "model", "adapters", "launch.sh"
 RANKS = (8, *range(16, 129, 16))  # others it pads with zeros, and then divides alpha by the padded rank
@@ -42,8 +43,11 @@ OWN = (
 
 def check(sources: Sequence[Source], options: Options) -> None:
     """Raises UserError for what TGI cannot serve, whole or as adapters."""
-    kind = loading.load_config(sources[0].base).model_type
+    config = loading.load_config(sources[0].base)
+    kind = config.model_type
     problems = []
+    if (getattr(config, "rope_parameters", None) or {}).get("rope_type") == "linear":
+        problems.append(f"{sources[0].given}: {LINEAR}")
     for source in sources:
         if source.tuning.head is not None:
             problems.append(f"{source.given}: TGI serves text, and this predicts labels with a head; `tunesmith evaluate` uses it")
@@ -71,6 +75,10 @@ def _beside(source: Source, kind: str) -> list[str]:
         else f"`tunesmith export {source.given} --to tgi --as lora` fits a LoRA to it"
     )
     return [f"{source.given}: {reason}; {cure}" for reason in found.reasons]
+
+
+def can_prove(options: Options) -> None:
+    """Its rules are read here; TGI is not started."""
 
 
 def merges(sources: Sequence[Source], options: Options) -> bool:
@@ -204,7 +212,7 @@ def _ropes(model: Any, folder: Path) -> tuple[list[str], list[str]]:
     if not computed:
         return [], ["there are no rotary frequencies to compare" if "rope_theta" in config else "the model has no rotary positions"]
     if kind == "linear":
-        return ["TGI passes over a linear rope scaling: positions would be wrong; serve it with vLLM"], []
+        return [LINEAR], []
     if kind not in ("default", "llama3"):
         return [], [f"rope scaling {kind}: TGI's own code for it was not compared"]
     theirs = read_by_tgi(config, 2 * computed[0].numel(), scaling if kind == "llama3" else None)

@@ -57,6 +57,11 @@ def check(sources: Sequence[Source], options: Options) -> None:
         raise UserError(*problems)
 
 
+def can_prove(options: Options) -> None:
+    """Raises UserError where vLLM is not on this machine."""
+    _vllm(options)
+
+
 def merges(sources: Sequence[Source], options: Options) -> bool:
     """One source is merged, unless its base is to be kept, or it is virtual tokens, which change no matrix."""
     return len(sources) == 1 and not options.keep_base and not _is_prompt(sources[0])
@@ -145,11 +150,7 @@ def prove(sources: Sequence[Source], truths: Sequence[Truth], folder: Path, opti
 
     Raises UserError where vLLM is not there.
     """
-    try:
-        python = find_python(options.vllm_python)
-        version = version_of(python)
-    except UserError as error:
-        raise UserError(*error.problems, "or leave the proof out with --no-verify") from None
+    python, version = _vllm(options)
     merged = merges(sources, options)
     asked = [
         vllm_proof.Asked(
@@ -159,3 +160,12 @@ def prove(sources: Sequence[Source], truths: Sequence[Truth], folder: Path, opti
         for source, truth in zip(sources, truths, strict=True)
     ]  # fmt: skip
     return vllm_proof.proof(folder, python, version, "" if merged else base_id(sources, merged), asked, tell)
+
+
+def _vllm(options: Options) -> tuple[str, str]:
+    """(a Python that has vLLM, vLLM's version). Raises UserError."""
+    try:
+        python = find_python(options.vllm_python)
+        return python, version_of(python)
+    except UserError as error:
+        raise UserError(*error.problems, "or leave the proof out with --no-verify") from None

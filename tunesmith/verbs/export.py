@@ -4,7 +4,7 @@ import argparse
 import dataclasses
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -73,11 +73,12 @@ def export_run(
         raise UserError(f"{out} is not empty; name a new folder")
     _rank(convert)
     from tunesmith.export.export import check, export
+    from tunesmith.export.source import describe
     from tunesmith.train.checkpoint import write_whole
     from tunesmith.verbs.progress import tell
 
-    with _as_asked(given, model, convert, out, tell) as (sources, fitted):
-        check(target, sources, options)
+    originals = [describe(each, model) for each in given]
+    with _as_asked(originals, convert, out, tell, lambda sources: check(target, sources, options)) as (sources, fitted):
         done = export(target, sources, out, options, verify=verify, fill=write_whole, tell=tell, fitted=fitted)
     _keep(given, target, done.facts)
     print(_line(out, target, done.facts, done.proof))
@@ -97,28 +98,34 @@ def _rank(convert: str | None) -> int | None:
 
 
 @contextmanager
-def _as_asked(given: list[str], model: str | None, convert: str | None, out: Path, tell: Any) -> Iterator[tuple[list[Any], dict[str, Any]]]:
-    """(what is exported, what was fitted to it): the sources themselves, or LoRAs fitted to them, which last as long as this does."""
+def _as_asked(
+    originals: list[Any], convert: str | None, out: Path, tell: Any, check: Callable[[list[Any]], None]
+) -> Iterator[tuple[list[Any], dict[str, Any]]]:
+    """(what is exported, what was fitted to it): the sources themselves, or LoRAs fitted to them, which last as long as this does.
+
+    `check` is asked before anything is fitted, which takes minutes, and of what was fitted again. Raises UserError.
+    """
+    if convert is None:
+        check(originals)
+        yield originals, {}
+        return
+    from tunesmith.export.fitted import fit_lora, to_be
     from tunesmith.export.source import describe
 
-    if convert is None:
-        yield [describe(each, model) for each in given], {}
-        return
-    from tunesmith.export.fitted import fit_lora
-
     rank = _rank(convert)
+    check([to_be(original, rank) for original in originals])
     out.resolve().parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.resolve().parent, prefix=".fitted-") as aside:
         sources, fits = [], {}
-        for each in given:
-            original = describe(each, model)
+        for original in originals:
             folder = Path(aside) / original.name
-            fit = fit_lora(each, rank, folder, model=model, tell=tell)
+            fit = fit_lora(original.given, rank, folder, model=original.model, tell=tell)
             for sentence in fit.sentences():
                 print(sentence.replace(f"{folder}: ", ""), file=sys.stderr)
             fits[original.name] = fit.facts()
             fitted = describe(str(folder))
             sources.append(dataclasses.replace(fitted, renderer=original.renderer, name=original.name))
+        check(sources)
         yield sources, fits
 
 

@@ -40,14 +40,15 @@ def check(then: str | None, setting: Any) -> None:
         if misfit := unmergeable(setting.tuning):
             raise UserError(f"--then merge: {misfit}")
         return
-    from tunesmith.export.export import check as check_export
+    from tunesmith.export import export
     from tunesmith.export.source import to_be
 
     target, options = _asked(then)
     out = Path(setting.run.out)
     source = to_be(out, setting.located, setting.tuning, setting.asked.renderer, quantized=setting.run.model.quantize is not None)
     try:
-        check_export(target, [source], options)
+        export.check(target, [source], options)
+        export.TARGETS[target].can_prove(options)
     except UserError as error:
         raise UserError(*[f"--then {then}: {problem}" for problem in error.problems]) from None
 

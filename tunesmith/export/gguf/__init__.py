@@ -16,7 +16,7 @@ from tunesmith.errors import UserError
 from tunesmith.export.gguf.lora_file import SERVE, loras, write_lora
 from tunesmith.export.gguf.model_file import Written, write_model
 from tunesmith.export.gguf.names import family_of
-from tunesmith.export.gguf.opened import proof
+from tunesmith.export.gguf.opened import check_openable, proof
 from tunesmith.export.gguf.quantise import KINDS, check_installed
 from tunesmith.export.target import Options, Proof, Source, Tell, Truth
 from tunesmith.methods.method import unmergeable
@@ -47,6 +47,11 @@ def check(sources: Sequence[Source], options: Options) -> None:
     if misfit := unmergeable(source.tuning, source.given):
         raise UserError(f"{source.given}: {misfit}")
     check_installed(_kind(options), config.hidden_size)
+
+
+def can_prove(options: Options) -> None:
+    """Raises UserError where llama.cpp is not on this machine."""
+    check_openable()
 
 
 def merges(sources: Sequence[Source], options: Options) -> bool:

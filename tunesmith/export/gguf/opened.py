@@ -78,8 +78,7 @@ def proof(
 
     Raises UserError where llama.cpp is not installed. What it makes of the file is in the proof, a file that ends it included.
     """
-    if find_spec("xllamacpp") is None:
-        raise UserError(NO_LLAMACPP)
+    check_openable()
     metadata = _metadata(file)
     today = _of_today(renderer)
     texts = [text for text in HARD_TEXTS if _comparable(text, renderer.tokenizer)]
@@ -129,6 +128,12 @@ def proof(
     }
     notes = ties + ([] if KINDS[kind].exact else others) + ([TODAY] if today is not renderer else [])
     return Proof(program(), figures, tuple(failures), tuple(notes))
+
+
+def check_openable() -> None:
+    """Raises UserError where llama.cpp is not installed."""
+    if find_spec("xllamacpp") is None:
+        raise UserError(NO_LLAMACPP)
 
 
 def program() -> str:
