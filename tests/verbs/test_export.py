@@ -1,4 +1,7 @@
 import json
+import os
+import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +70,19 @@ def test_what_a_fitted_lora_could_not_become_is_refused_before_it_is_fitted(
     run = run_of(tiny_llama, place, "prefix", method={"name": "prefix", "tokens": 3})
     assert cli.main(["export", str(run), "--out", str(tmp_path / "a" / "out"), "--as", "lora", *words]) == 2
     assert reason in capsys.readouterr().err and list(tmp_path.iterdir()) == []
+
+
+def test_what_was_begun_goes_when_somebody_ends_it(tiny_llama: Path, place: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    def ended(source: str, rank: int | None, folder: Path, **more: Any) -> None:
+        assert folder.parent.is_dir()
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+
+    monkeypatch.setattr(fitted, "fit_lora", ended)
+    before = signal.getsignal(signal.SIGTERM)
+    run = run_of(tiny_llama, place, "prefix", method={"name": "prefix", "tokens": 3})
+    assert cli.main(["export", str(run), "--to", "peft", "--out", str(tmp_path / "out"), "--as", "lora"]) == 143
+    assert list(tmp_path.iterdir()) == [] and signal.getsignal(signal.SIGTERM) == before
 
 
 @pytest.mark.parametrize("convert", ["dora", "lora:", "lora:x", "lora:0"])

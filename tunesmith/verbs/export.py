@@ -76,9 +76,10 @@ def export_run(
     from tunesmith.export.source import describe
     from tunesmith.train.checkpoint import write_whole
     from tunesmith.verbs.progress import tell
+    from tunesmith.verbs.signals import tidying
 
     originals = [describe(each, model) for each in given]
-    with _as_asked(originals, convert, out, tell, lambda sources: check(target, sources, options)) as (sources, fitted):
+    with tidying(), _as_asked(originals, convert, out, tell, lambda sources: check(target, sources, options)) as (sources, fitted):
         done = export(target, sources, out, options, verify=verify, fill=write_whole, tell=tell, fitted=fitted)
     _keep(given, target, done.facts)
     print(_line(out, target, done.facts, done.proof))

@@ -8,6 +8,7 @@ from typing import Any
 
 from tunesmith.errors import ProofFailed, UserError
 from tunesmith.verbs.progress import tell
+from tunesmith.verbs.signals import tidying
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -79,7 +80,8 @@ def merge_run(source: Path, out: Path, max_kl: float | None, model: str | None =
         reports.append(merged.prove(found, aside, written))
         write_json(aside / "merge.json", reports[0].facts())
 
-    write_whole(out, fill)
+    with tidying():
+        write_whole(out, fill)
     [report] = reports
     if (source / "run.yaml").is_file():
         write_json(source / "merge.json", report.facts())

@@ -1,10 +1,13 @@
-"""Ctrl-C and SIGTERM while a run is at work: the step is finished, a checkpoint is saved, then the verb ends."""
+"""Ctrl-C and SIGTERM while a run is at work: the step is finished, a checkpoint is saved, then the verb ends. While files are written:
+what was begun goes."""
 
 import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+from tunesmith.errors import Interrupted
 
 
 class Asked:
@@ -33,3 +36,20 @@ def stopping() -> Iterator[Asked]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def tidying() -> Iterator[None]:
+    """SIGTERM ends what is at work as Ctrl-C does, so that folders that were begun aside go: by itself it would end the process at once.
+
+    Raises Interrupted.
+    """
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise Interrupted(143, "stopped")
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
