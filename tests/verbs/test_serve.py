@@ -4,7 +4,9 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -161,4 +163,21 @@ def test_a_name_means_what_the_registry_says_also_after_a_restart(places: Path, 
         told = {model.id: model for model in asked.models.list().data}
         assert told["it"].model_extra is not None and told["it"].model_extra["run"] == str(places / "two")
         process.send_signal(signal.SIGTERM)
+        assert process.wait(SECONDS) == 143
+
+
+def test_behind_the_patience_clients_hear_why_their_answers_end(places: Path) -> None:
+    with serving(str(places / "one"), "--patience", "0") as (address, process):
+        endless = {"model": "one", "prompt": "on and on", "max_tokens": 450, "ignore_eos": True, "n": 32}
+
+        def ask() -> Any:
+            return httpx2.post(f"http://{address}/v1/completions", json=endless, timeout=SECONDS)
+
+        with ThreadPoolExecutor(1) as pool:
+            answer = pool.submit(ask)
+            while "tunesmith_engine_steps_total 0.0" in httpx2.get(f"http://{address}/metrics").text:
+                time.sleep(0.01)
+            process.send_signal(signal.SIGTERM)
+            found = answer.result()
+        assert found.status_code == 503 and found.json()["error"]["code"] == "cancelled", found.text
         assert process.wait(SECONDS) == 143

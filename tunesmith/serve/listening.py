@@ -2,9 +2,13 @@
 
 import errno
 import socket
+import threading
+from collections.abc import Callable
 from typing import Any
 
 from tunesmith.errors import UserError
+
+LAST_WORDS = 10  # seconds in which answers that were cancelled say so to their clients, a step of a large model included
 
 
 def needed() -> None:
@@ -40,18 +44,30 @@ def spelled(found: socket.socket) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def serve(app: Any, found: socket.socket, patience: float = 30.0) -> None:
-    """Answer until Ctrl-C or SIGTERM; then nothing new is taken, and answers in flight may end for so many seconds."""
+def serve(app: Any, found: socket.socket, patience: float = 30.0, cancel: Callable[[], Any] = lambda: None) -> None:
+    """Answer until Ctrl-C or SIGTERM; then nothing new is taken, and answers in flight may end for so many seconds.
+
+    Behind them `cancel` is called, in a thread: it ends what is still being answered, so that clients hear why (503), which they would not
+    of a server that drops them.
+    """
     import uvicorn
 
     server = uvicorn.Server(
-        uvicorn.Config(app, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=max(1, int(patience)))
+        uvicorn.Config(
+            app, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=int(patience) + LAST_WORDS
+        )
     )
-    stop = server.handle_exit
+    stop, over = server.handle_exit, threading.Timer(patience, cancel)
+    over.daemon = True
 
     def leaving(number: int, frame: Any) -> None:
+        if not app.state.service.draining:
+            over.start()
         app.state.service.draining = True  # who is connected already hears of it (503) in place of waiting
         stop(number, frame)
 
     server.handle_exit = leaving  # type: ignore[assignment,method-assign]
-    server.run(sockets=[found])
+    try:
+        server.run(sockets=[found])
+    finally:
+        over.cancel()

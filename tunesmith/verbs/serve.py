@@ -80,7 +80,7 @@ def run(arguments: argparse.Namespace) -> int:
             signal.signal(signal.SIGHUP, lambda *_: _reload(customers))
         names = ", ".join(model.name for model in catalog.every())
         print(f"{names}: http://{listening.spelled(address)}/v1 ({engine.name})", flush=True)
-        listening.serve(app, address, arguments.patience)
+        listening.serve(app, address, arguments.patience, lambda: engine.close(0))
     finally:
         engine.close(arguments.patience)
     return 0
