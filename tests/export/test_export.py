@@ -104,7 +104,7 @@ def test_without_a_proof_nothing_is_loaded(done: list[str], tmp_path: Path) -> N
 
 
 def test_all_that_does_not_fit_is_said_at_once(done: list[str]) -> None:
-    options = Options(quantize="q9", adapter_only=True, keep_base=True)
+    options = Options(quantize="q9", adapter_only=True, keep_base=True, vllm_python="python")
     with pytest.raises(UserError) as refused:
         check("judged", [source("a"), source("a", "other")], options)
     told = "\n".join(refused.value.problems)
@@ -113,6 +113,7 @@ def test_all_that_does_not_fit_is_said_at_once(done: list[str]) -> None:
         "it takes q8",
         "--adapter-only is for --to gguf",
         "--keep-base puts",
+        "--vllm-python is for the proof of --to vllm",
         "takes one DIR",
         "of one base",
         "called a",

@@ -42,6 +42,8 @@ def check(target: str, sources: Sequence[Source], options: Options) -> None:
         problems.append(f"--quantize {options.quantize}: not a way of --to {target}; {takes}")
     if options.adapter_only and target != "gguf":
         problems.append(f"--adapter-only is for --to gguf; --to {target} takes none")
+    if options.vllm_python is not None and target != "vllm":
+        problems.append(f"--vllm-python is for the proof of --to vllm; --to {target} does not use it")
     if options.keep_base and not module.SEVERAL:
         problems.append(f"--keep-base puts base and adapters side by side, which --to {target} does not")
     if len(sources) > 1 and not module.SEVERAL:
