@@ -4,8 +4,9 @@
          └─► log-probabilities, before all that
 
 Definitions and order are those of vLLM's sampler, so that a request means the same with either engine. A draw is the inverse
-of the cumulative distribution at one random number; the number of an answer's nth token hangs on its seed and n alone, so that an
-answer is the same alone, in a batch, and when a step is computed again.
+of the cumulative distribution: of blocks of words at one random number, of the words of that block at another. The numbers of an answer's
+nth token hang on its seed and n alone, so that an answer is the same alone, in a batch, and when a step is computed again. One number for
+both would not do: logits differ in their last digits with the rows beside them, and beyond 50,000 bounds such a shift is a token of 200.
 
 Shapes: B answers of a step, V words of the model's head, R and C rows of B, K candidates.
 """
@@ -42,7 +43,7 @@ class Choice:
         self.is_greedy = ask.temperature < GREEDY
         self._vocabulary = vocabulary
         self._random = random.Random(ask.seed & _UNSIGNED)
-        self.number = self._random.random()  # of the token that comes next, in [0, 1)
+        self.number, self.within = self._random.random(), self._random.random()  # of the token that comes next, in [0, 1)
         self._penalised = ask.frequency_penalty != 0 or ask.presence_penalty != 0 or ask.repetition_penalty != 1
         self._bias = {token: value for token, value in ask.logit_bias.items() if 0 <= token < vocabulary and value}
         self._stops = sorted(token for token in ask.stop_ids if 0 <= token < vocabulary)
@@ -70,7 +71,7 @@ class Choice:
     def take(self, token: int) -> None:
         """The token that came next."""
         self.taken += 1
-        self.number = self._random.random()
+        self.number, self.within = self._random.random(), self._random.random()
         if self._penalised and 0 <= token < self._vocabulary:
             self._counts[token] += 1
         if self.matcher is not None:
@@ -154,7 +155,7 @@ def _draw(scores_RV: torch.Tensor, best_R: torch.Tensor, choices: Sequence[Choic
     if len(cut) == len(asks):
         return _from_largest(scores_RV, number_R1, asks)
     cut_CV = _some(scores_RV, cut) if cut else None
-    ids_R = _from_all(scores_RV.exp_(), number_R1)
+    ids_R = _from_all(scores_RV.exp_(), number_R1, _column([choice.within for choice in choices], scores_RV))
     if cut_CV is not None:
         ids_R[cut] = _from_largest(cut_CV, number_R1[cut], [asks[row] for row in cut])
     return ids_R
@@ -165,33 +166,31 @@ def _column(values: Sequence[float], like: torch.Tensor) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.float64, device=like.device).unsqueeze(-1)
 
 
-def _from_all(weights_RV: torch.Tensor, number_R1: torch.Tensor) -> torch.Tensor:
+def _from_all(weights_RV: torch.Tensor, number_R1: torch.Tensor, within_R1: torch.Tensor) -> torch.Tensor:
     """First the block of words, then the word in it."""
     rows, vocabulary = weights_RV.shape
     if vocabulary % BLOCK:
         weights_RV = functional.pad(weights_RV, (0, -vocabulary % BLOCK))
     weights_RNB = weights_RV.view(rows, -1, BLOCK)
-    block_R1, rest_R1 = _search(weights_RNB.sum(-1), number_R1)
+    block_R1 = _search(weights_RNB.sum(-1), number_R1)
     weights_RB = weights_RNB.gather(1, block_R1.unsqueeze(-1).expand(-1, -1, BLOCK)).squeeze(1)
-    word_R1, _ = _search(weights_RB, rest_R1)
+    word_R1 = _search(weights_RB, within_R1)
     return (block_R1 * BLOCK + word_R1).squeeze(-1).clamp_max(vocabulary - 1)
 
 
-def _search(weights_RK: torch.Tensor, number_R1: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The place where the cumulative weight passes a share of the whole, and which share of that place's own weight is passed."""
+def _search(weights_RK: torch.Tensor, number_R1: torch.Tensor) -> torch.Tensor:
+    """The place where the cumulative weight passes a share of the whole."""
     below_RK = weights_RK.cumsum(-1, dtype=torch.float64)
     total_R1 = below_RK[:, -1:]
     # a product may be rounded up to the total, behind which there is nothing
     at_R1 = torch.minimum(number_R1 * total_R1, torch.nextafter(total_R1, torch.zeros_like(total_R1)))
-    place_R1 = torch.searchsorted(below_RK, at_R1, right=True).clamp_max(weights_RK.shape[-1] - 1)
-    weight_R1 = weights_RK.gather(-1, place_R1).double()
-    return place_R1, ((at_R1 - below_RK.gather(-1, place_R1) + weight_R1) / weight_R1).clamp(0, 1)
+    return torch.searchsorted(below_RK, at_R1, right=True).clamp_max(weights_RK.shape[-1] - 1)
 
 
 def _from_largest(scores_CV: torch.Tensor, number_C1: torch.Tensor, asks: Sequence[Ask]) -> torch.Tensor:
     """A draw from what min_p, then top_k, then top_p leave: the place among the scores in falling order, then the word of that score."""
     values_CK, kept_CK = _kept(scores_CV, asks)
-    place_C1, _ = _search(values_CK.exp() * kept_CK, number_C1)
+    place_C1 = _search(values_CK.exp() * kept_CK, number_C1)
     value_C1 = values_CK.gather(-1, place_C1)
     nth_C1 = place_C1 - (values_CK > value_C1).sum(-1, keepdim=True)
     return _nth_of_score(scores_CV, value_C1, nth_C1)
