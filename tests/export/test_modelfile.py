@@ -71,6 +71,8 @@ def test_a_modelfile() -> None:
     assert text.startswith("FROM ./model.gguf\n") and modelfile.template_in(text) == template
     assert 'SYSTEM """You are helpful."""\n' in text
     assert 'PARAMETER stop "<|im_end|>"\nPARAMETER stop "</s>"\nPARAMETER num_ctx 2048\n' in text
+    long = modelfile.modelfile("model.gguf", template, [], "", 131072)
+    assert "PARAMETER num_ctx 8192\n# The model takes 131072;" in long
 
 
 def test_text_that_go_or_the_modelfile_would_read_is_quoted() -> None:

@@ -17,6 +17,8 @@ from tunesmith.errors import UserError
 from tunesmith.export import go_template
 from tunesmith.export.go_template import quoted
 
+CONTEXT = 8192  # tokens at most: the cache of 131,072 would take 16 GB for a model of 8B
+
 SYSTEM, FIRST, ANSWER, SECOND = "tunesmithsystem", "tunesmithquestion", "tunesmithanswer", "tunesmithagain"
 
 
@@ -186,7 +188,10 @@ def modelfile(gguf: str, template: str, stops: Sequence[str], system: str, conte
     if system and '"""' not in system:
         lines += [f'SYSTEM """{system}"""', ""]
     lines += [f'PARAMETER stop "{stop}"' for stop in stops]
-    lines += [f"PARAMETER num_ctx {context}"] if context else []
+    if context:
+        lines.append(f"PARAMETER num_ctx {min(context, CONTEXT)}")
+    if context and context > CONTEXT:
+        lines.append(f"# The model takes {context}; Ollama asks for the memory of num_ctx as soon as it loads.")
     return "\n".join(lines) + "\n"
 
 
