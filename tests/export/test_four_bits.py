@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -31,7 +32,8 @@ def test_transformers_reads_the_codes_that_ours_would_be(shard: str, tmp_path: P
     before = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     facts = four_bits.quantise(folder)
     assert facts["quantised_tensors"] == 14 and facts["bytes"] < before == facts["bytes_unquantised"]
-    theirs, info = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    theirs, info = loaded
     assert not info["missing_keys"] and not info["unexpected_keys"]
     assert theirs.model.layers[0].mlp.up_proj.weight.dtype == torch.uint8
     assert type(theirs.lm_head) is torch.nn.Linear, "the head stays as it is"

@@ -13,7 +13,7 @@ from tunesmith.export import modelfile
 from tunesmith.export.truth import CONVERSATIONS
 
 # family -> where its system prompt goes; None: it takes none
-PLACES: dict[str, str | None] = dict.fromkeys(TEMPLATES, "own") | {"gemma-3": "first", "mistral-v3": "last", "mistral": None}
+PLACES: dict[str, str | None] = {**dict.fromkeys(TEMPLATES, "own"), "gemma-3": "first", "mistral-v3": "last", "mistral": None}
 
 
 def of(family: str, template: str | None = None) -> tuple[Any, Renderer, str]:

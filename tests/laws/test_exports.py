@@ -79,6 +79,7 @@ def break_one(folder: Path) -> None:
     [file] = [path for path in sorted(folder.rglob("*")) if path.suffix in (".safetensors", ".gguf")][:1]
     if file.suffix == ".gguf":
         reader = GGUFReader(file, "r+")
+        tensor: Any
         [tensor] = [tensor for tensor in reader.tensors if tensor.name == "blk.0.ffn_down.weight"]
         tensor.data[:] = tensor.data * 1.1
         tensor.data.flush()
