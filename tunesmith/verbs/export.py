@@ -75,8 +75,8 @@ def export_run(
     from tunesmith.export.export import check, export
     from tunesmith.export.source import describe
     from tunesmith.train.checkpoint import write_whole
-    from tunesmith.verbs.progress import tell
     from tunesmith.verbs.signals import tidying
+    from tunesmith.verbs.telling import tell
 
     originals = [describe(each, model) for each in given]
     with tidying(), _as_asked(originals, convert, out, tell, lambda sources: check(target, sources, options)) as (sources, fitted):

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.errors import ProofFailed, UserError
-from tunesmith.verbs.progress import tell
 from tunesmith.verbs.signals import tidying
+from tunesmith.verbs.telling import tell
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

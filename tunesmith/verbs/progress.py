@@ -1,6 +1,5 @@
 """A run's events as a person sees them: a live bar in a terminal, plain lines elsewhere. Written to stderr; stdout is for results."""
 
-import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -25,11 +24,6 @@ def follow(happening: Iterable[events.Event]) -> events.Finished | None:
     finally:
         reader.close()
     return finished
-
-
-def tell(sentence: str) -> None:
-    """What takes a while before the first event."""
-    print(f"… {sentence}", file=sys.stderr, flush=True)
 
 
 def summary(finished: events.Finished, out: Path | str) -> str:

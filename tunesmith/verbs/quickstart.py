@@ -28,8 +28,9 @@ def run(arguments: argparse.Namespace) -> int:
     from tunesmith.train import loop
     from tunesmith.train.setting import decide
     from tunesmith.tuned import open_tuned
-    from tunesmith.verbs.progress import follow, spell_seconds, summary, tell
+    from tunesmith.verbs.progress import follow, spell_seconds, summary
     from tunesmith.verbs.signals import stopping
+    from tunesmith.verbs.telling import tell
 
     begun = time.monotonic()
     console = Console(highlight=False)

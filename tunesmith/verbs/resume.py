@@ -18,8 +18,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     steps = _steps(arguments.words)
     from tunesmith.train import loop
-    from tunesmith.verbs.progress import follow, summary, tell, to_talk
+    from tunesmith.verbs.progress import follow, summary, to_talk
     from tunesmith.verbs.signals import stopping
+    from tunesmith.verbs.telling import tell
 
     with stopping() as asked:
         finished = follow(loop.resume(arguments.run, steps=steps, stop=asked, tell=tell))

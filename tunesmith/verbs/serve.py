@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.errors import Interrupted, UserError
-from tunesmith.verbs.progress import tell
+from tunesmith.verbs.telling import tell
 
 LOCAL = ("127.0.0.1", "::1", "localhost")
 

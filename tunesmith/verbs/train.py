@@ -22,8 +22,9 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     from tunesmith.train import figures, folder, loop
     from tunesmith.train.setting import decide
-    from tunesmith.verbs.progress import follow, summary, tell, to_talk
+    from tunesmith.verbs.progress import follow, summary, to_talk
     from tunesmith.verbs.signals import stopping
+    from tunesmith.verbs.telling import tell
 
     setting = decide(loaded.run, loaded.origins, tell)
     folder.check(setting.run.out)
