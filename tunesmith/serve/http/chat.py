@@ -7,16 +7,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse
 
 from tunesmith.serve.ask import Ask, Constraint
 from tunesmith.serve.http import grammar, wire
 from tunesmith.serve.http.answers import Answer, Piece, chat_logprobs
 from tunesmith.serve.http.errors import LEFT, bad
-from tunesmith.serve.http.flow import Flow, Left, events, unless_left
+from tunesmith.serve.http.flow import Flow
 from tunesmith.serve.http.messages import messages_of, tools_of
 from tunesmith.serve.http.reading import Reading, begins_thinking, reading_of
-from tunesmith.serve.http.service import Service, Visit, asks_of, check_length, pieces_of
+from tunesmith.serve.http.service import Service, Visit, answering, asks_of, check_length, pieces_of
 from tunesmith.serve.http.text import vocabulary_of
 
 Chat = Visit[wire.ChatRequest]
@@ -34,27 +33,7 @@ class Prepared:
 
 
 def endpoint(service: Service) -> Callable[[Request], Any]:
-    async def answer(request: Request) -> Any:
-        visit = await service.enter(request, wire.ChatRequest)
-        flow = None
-        try:
-            prepared = await service.render(_prepare, service, visit)
-            visit.prompt_tokens = len(prepared.asks[0].prompt_ids)
-            flow = Flow(service.engine, prepared.asks)
-            await flow.start()
-            if visit.asked.stream:
-                return events(_streamed(visit, prepared, flow), lambda: visit.left(flow))
-            return JSONResponse(await unless_left(request, _whole(visit, prepared, flow)))
-        except Left:
-            visit.finish(LEFT)
-            return JSONResponse({}, LEFT)
-        except BaseException as error:
-            raise visit.failed(error) from error
-        finally:
-            if flow is not None and not visit.asked.stream:
-                flow.close()
-
-    return answer
+    return answering(service, wire.ChatRequest, _prepare, _whole, _streamed)
 
 
 def _prepare(service: Service, visit: Chat) -> Prepared:

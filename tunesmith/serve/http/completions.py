@@ -3,49 +3,36 @@
 import secrets
 import time
 from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass
 from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse
 
 from tunesmith.serve.ask import Ask, Token
 from tunesmith.serve.http import wire
 from tunesmith.serve.http.answers import Answer, finite
 from tunesmith.serve.http.errors import LEFT, bad
-from tunesmith.serve.http.flow import Flow, Left, events, unless_left
-from tunesmith.serve.http.service import Service, Visit, asks_of, check_length, pieces_of
+from tunesmith.serve.http.flow import Flow
+from tunesmith.serve.http.service import Service, Visit, answering, asks_of, check_length, pieces_of
 from tunesmith.serve.http.text import text_of
 from tunesmith.serve.http.tokens import plain_ids
 
 Completion = Visit[wire.CompletionRequest]
 
 
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A request as the engine gets it: the asks of all prompts, `n` of each side by side."""
+
+    asks: list[Ask]
+
+
 def endpoint(service: Service) -> Callable[[Request], Any]:
-    async def answer(request: Request) -> Any:
-        visit = await service.enter(request, wire.CompletionRequest)
-        flow = None
-        try:
-            asks = await service.render(_prepare, service, visit)
-            visit.prompt_tokens = sum(len(ask.prompt_ids) for ask in asks[:: visit.asked.n])
-            flow = Flow(service.engine, asks)
-            await flow.start()
-            if visit.asked.stream:
-                return events(_streamed(visit, flow, asks), lambda: visit.left(flow))
-            return JSONResponse(await unless_left(request, _whole(visit, flow, asks)))
-        except Left:
-            visit.finish(LEFT)
-            return JSONResponse({}, LEFT)
-        except BaseException as error:
-            raise visit.failed(error) from error
-        finally:
-            if flow is not None and not visit.asked.stream:
-                flow.close()
-
-    return answer
+    return answering(service, wire.CompletionRequest, _prepare, _whole, _streamed)
 
 
-def _prepare(service: Service, visit: Completion) -> list[Ask]:
-    """The asks of all prompts, `n` of each side by side. Raises Problem."""
+def _prepare(service: Service, visit: Completion) -> Prepared:
+    """Raises Problem."""
     asked = visit.asked
     if asked.echo and asked.logprobs is not None:
         raise bad("echo with logprobs is not served here: prompts have no probabilities", "echo", "unsupported_parameter")
@@ -64,7 +51,7 @@ def _prepare(service: Service, visit: Completion) -> list[Ask]:
             constraint=asked.constraint(),
             first_seed=seed + number * asked.n,
         )
-    return asks
+    return Prepared(asks)
 
 
 def _answers(visit: Completion, asks: list[Ask]) -> list[Answer]:
@@ -78,7 +65,8 @@ def _echo(visit: Completion, ask: Ask, index: int) -> str:
     return prompt if isinstance(prompt, str) else text_of(visit.vocabulary, ask.prompt_ids)
 
 
-async def _whole(visit: Completion, flow: Flow, asks: list[Ask]) -> dict[str, Any]:
+async def _whole(visit: Completion, prepared: Prepared, flow: Flow) -> dict[str, Any]:
+    asks = prepared.asks
     answers = _answers(visit, asks)
     texts, tokens = [_echo(visit, ask, index) for index, ask in enumerate(asks)], [list[Token]() for _ in asks]
     offsets = list(map(len, texts))
@@ -94,7 +82,8 @@ async def _whole(visit: Completion, flow: Flow, asks: list[Ask]) -> dict[str, An
     return {**_frame(visit), "choices": choices, "usage": _usage(visit, answers)}
 
 
-async def _streamed(visit: Completion, flow: Flow, asks: list[Ask]) -> AsyncGenerator[dict[str, Any], None]:
+async def _streamed(visit: Completion, prepared: Prepared, flow: Flow) -> AsyncGenerator[dict[str, Any], None]:
+    asks = prepared.asks
     answers, frame = _answers(visit, asks), _frame(visit)
     counts = visit.asked.stream_options.include_usage
     if counts:

@@ -1,12 +1,13 @@
 """What every endpoint begins with and ends with: who asks, which model, what is asked for; and the counting of it."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from starlette.requests import Request
+from starlette.responses import JSONResponse
 
 from tunesmith.serve.ask import Ask, Constraint, End, Engine
 from tunesmith.serve.catalog import Catalog, Model
@@ -14,7 +15,7 @@ from tunesmith.serve.customers import Admitted, Customers, no_such_model
 from tunesmith.serve.http import wire
 from tunesmith.serve.http.answers import Answer, Piece
 from tunesmith.serve.http.errors import LEFT, Problem, bad, problem_of
-from tunesmith.serve.http.flow import Flow
+from tunesmith.serve.http.flow import Flow, Left, events, unless_left
 from tunesmith.serve.http.text import Vocabulary, vocabulary_of
 from tunesmith.serve.metrics import Metrics
 from tunesmith.serve.metrics import Request as Counted
@@ -109,6 +110,38 @@ class Visit(Generic[Body]):
         problem = problem_of(error)
         self.finish(problem.status)
         return problem
+
+
+def answering(
+    service: Service,
+    kind: type[Body],
+    prepare: Callable[[Service, Visit[Body]], Any],
+    whole: Callable[[Visit[Body], Any, Flow], Coroutine[Any, Any, dict[str, Any]]],
+    streamed: Callable[[Visit[Body], Any, Flow], AsyncGenerator[dict[str, Any], None]],
+) -> Callable[[Request], Any]:
+    """An endpoint whose answers an engine writes: `prepare` makes of a body something with `asks`, `n` of each prompt side by side."""
+
+    async def answer(request: Request) -> Any:
+        visit = await service.enter(request, kind)
+        flow = None
+        try:
+            prepared = await service.render(prepare, service, visit)
+            visit.prompt_tokens = sum(len(ask.prompt_ids) for ask in prepared.asks[:: visit.asked.n])
+            flow = Flow(service.engine, prepared.asks)
+            await flow.start()
+            if visit.asked.stream:
+                return events(streamed(visit, prepared, flow), lambda: visit.left(flow))
+            return JSONResponse(await unless_left(request, whole(visit, prepared, flow)))
+        except Left:
+            visit.finish(LEFT)
+            return JSONResponse({}, LEFT)
+        except BaseException as error:
+            raise visit.failed(error) from error
+        finally:
+            if flow is not None and not visit.asked.stream:
+                flow.close()
+
+    return answer
 
 
 async def pieces_of(visit: Visit[Any], answers: Sequence[Answer], flow: Flow) -> AsyncGenerator[tuple[int, list[Piece]], None]:
