@@ -13,7 +13,7 @@ LOCAL = ("127.0.0.1", "::1", "localhost")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.usage = "tunesmith serve [NAME=]DIR [[NAME=]DIR ...] [--engine builtin|vllm|llamacpp] [--host ADDRESS] [--port N] [--api-key K] ..."
+    parser.usage = "tunesmith serve [NAME=]DIR [[NAME=]DIR ...] [--engine builtin|vllm|llamacpp] [--host ADDRESS] [--port N] [--api-key K]"
     parser.add_argument("models", metavar="[NAME=]DIR", nargs="+", help="run folders, adapter folders, or a model; all of one base")
     parser.add_argument("--model", metavar="M", help="the base, where adapters do not name it or it has moved")
     parser.add_argument("--engine", choices=("builtin", "vllm", "llamacpp"), default="builtin", help="what computes the answers (builtin)")
